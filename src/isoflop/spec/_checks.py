@@ -1,0 +1,40 @@
+"""Shared field checks; each failure is one sentence with field, value and what is allowed."""
+
+from typing import Any, Final
+
+from isoflop.errors import InputError
+
+STRICT_FIELDS: Final[dict[str, Any]] = {"extra": "forbid"}
+"""Read by pydantic when a spec is parsed: a field that does not exist is an error, not ignored."""
+
+
+def require_positive(spec: object, *fields: str) -> None:
+    """Raise InputError unless every named field of `spec` is > 0."""
+    for field in fields:
+        value = getattr(spec, field)
+        if not value > 0:
+            raise InputError(f"{_label(spec)}.{field} is {value}; it must be greater than 0.")
+
+
+def require_non_negative(spec: object, *fields: str) -> None:
+    """Raise InputError unless every named field of `spec` is >= 0."""
+    for field in fields:
+        value = getattr(spec, field)
+        if not value >= 0:
+            raise InputError(f"{_label(spec)}.{field} is {value}; it must not be negative.")
+
+
+def require_choice(spec: object, field: str, allowed: tuple[str, ...]) -> None:
+    """Raise InputError unless the named field of `spec` is one of `allowed`."""
+    value = getattr(spec, field)
+    if value not in allowed:
+        raise InputError(f"{_label(spec)}.{field} is {value!r}; allowed: {', '.join(allowed)}.")
+
+
+def _label(spec: object) -> str:
+    return {
+        "AttentionSpec": "attention",
+        "FeedForwardSpec": "feed_forward",
+        "ExpertsSpec": "experts",
+        "RouterSpec": "experts.router",
+    }.get(type(spec).__name__, "spec")

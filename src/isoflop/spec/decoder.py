@@ -1,0 +1,76 @@
+"""What a decoder-only Transformer is."""
+
+from dataclasses import dataclass
+
+from isoflop.errors import InputError
+from isoflop.spec._checks import STRICT_FIELDS, require_positive
+from isoflop.spec.attention import AttentionSpec
+from isoflop.spec.experts import ExpertsSpec
+from isoflop.spec.feed_forward import FeedForwardSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderSpec:
+    """A pre-norm decoder-only Transformer whose feed-forward layers are dense or fine-grained MoE."""
+
+    __pydantic_config__ = STRICT_FIELDS
+
+    vocab_size: int
+    """V, number of token ids."""
+    context: int
+    """n, tokens in a training sequence."""
+    n_layers: int
+    """L, number of blocks."""
+    d_model: int
+    """d, width of the residual stream."""
+    attention: AttentionSpec
+    """The attention layer of every block."""
+    feed_forward: FeedForwardSpec
+    """The dense feed-forward layer, and the reference width of the experts."""
+    experts: ExpertsSpec | None = None
+    """Mixture of experts in place of the dense feed-forward; none: a dense model."""
+    tied_head: bool = False
+    """Whether the output head shares the embedding matrix."""
+    norm_eps: float = 1e-6
+    """Epsilon of every RMSNorm."""
+    init_scale: float = 1.0
+    """Truncated-normal init: std = sqrt(init_scale / fan_in), cut at 2 std (the fine-grained paper uses 0.1)."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "vocab_size", "context", "n_layers", "d_model", "norm_eps", "init_scale")
+        if self.experts is None:
+            return
+        d_ff, granularity = self.feed_forward.d_ff, self.experts.granularity
+        if d_ff % granularity:
+            divisors = [g for g in range(1, d_ff + 1) if d_ff % g == 0]
+            near_g = sorted(divisors, key=lambda g: (abs(g - granularity), g))[:2]
+            low = d_ff // granularity * granularity
+            near_ff = [width for width in (low, low + granularity) if width > 0]
+            raise InputError(
+                f"experts.granularity is {granularity} but it must divide feed_forward.d_ff={d_ff}; nearest valid: "
+                f"granularity {' or '.join(map(str, sorted(near_g)))}, or d_ff {' or '.join(map(str, near_ff))}."
+            )
+        if not any(self.is_expert_layer(layer) for layer in range(self.n_layers)):
+            raise InputError(
+                f"experts.skip_first is {self.experts.skip_first} and experts.every is {self.experts.every}; with "
+                f"n_layers={self.n_layers} no block would be MoE: lower them, or leave experts out."
+            )
+
+    def is_expert_layer(self, layer: int) -> bool:
+        """Whether block `layer` (from 0) is MoE."""
+        return self.experts is not None and self.experts.is_expert_layer(layer)
+
+    @property
+    def n_expert_layers(self) -> int:
+        """Number of MoE blocks."""
+        return sum(self.is_expert_layer(layer) for layer in range(self.n_layers))
+
+    @property
+    def d_expert(self) -> int:
+        """Width of one expert, d_ff / G; d_ff for a dense model."""
+        return self.feed_forward.d_ff // (self.experts.granularity if self.experts else 1)
+
+    @property
+    def is_causal(self) -> bool:
+        """False if a token's output may depend on later tokens of its own sequence."""
+        return self.experts is None or self.experts.router.is_causal
