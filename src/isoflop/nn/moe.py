@@ -1,0 +1,140 @@
+"""Fine-grained Mixture-of-Experts layer.
+
+Shapes: B batch, T tokens, D d_model, F expert width, X routed experts, M assigned (token, expert) pairs.
+"""
+
+import math
+import warnings
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from isoflop.errors import InputError
+from isoflop.nn._init import compute_dtype, gain, truncated_normal
+from isoflop.nn.dispatch import to_experts, to_tokens
+from isoflop.nn.feed_forward import FeedForward, activate
+from isoflop.nn.grouped import grouped_matmul
+from isoflop.nn.router import Router
+from isoflop.nn.statistics import ExpertStatistics
+from isoflop.spec import ExpertsSpec
+from isoflop.spec.feed_forward import Activation
+
+
+class MoE(nn.Module):
+    """Fine-grained experts in place of a dense feed-forward of width `d_ff`, [B, T, D] → [B, T, D].
+
+    y = norm(Σ_x gate_x · expert_x(token) + shared(token)) over the experts that the router assigned to the token
+    (Krajewski et al. 2024, arXiv 2402.07871); the RMSNorm is there if `experts.output_norm`. Experts have width
+    F = d_ff / G; shared experts are one dense feed-forward of width shared·F.
+
+    With token choice, k = 1 and no shared expert the gate multiplies after the norm: an RMSNorm of one gated output
+    would cancel the gate, and no gradient but the balance loss's would reach the router.
+
+    `w_up` is [X, D, F], or [X, D, 2F] with the gate's columns first (swiglu); `w_down` is [X, F, D]. The norm's gain
+    starts at `output_scale`, since a norm makes w_down's scale irrelevant.
+    """
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        d_ff: int,
+        experts: ExpertsSpec,
+        activation: Activation = "swiglu",
+        norm_eps: float = 1e-6,
+        init_scale: float = 1.0,
+        output_scale: float = 1.0,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        if d_ff % experts.granularity:
+            raise InputError(f"experts.granularity is {experts.granularity}; it must divide d_ff={d_ff}.")
+        self.experts = experts
+        self.activation = activation
+        self.norm_eps = norm_eps
+        d_expert, n_experts = d_ff // experts.granularity, experts.n_experts
+        gated = activation == "swiglu"
+        _warn_if_extreme(d_model, d_expert, experts, n_matrices=3 if gated else 2)
+        self.router = Router(d_model, experts, init_scale=init_scale, generator=generator, device=device, dtype=dtype)
+        self.w_up = truncated_normal(
+            n_experts,
+            d_model,
+            2 * d_expert if gated else d_expert,
+            std=math.sqrt(init_scale / d_model),
+            generator=generator,
+            device=device,
+            dtype=dtype,
+        )
+        self.w_down = truncated_normal(
+            n_experts,
+            d_expert,
+            d_model,
+            std=math.sqrt(init_scale / d_ff) * output_scale,
+            generator=generator,
+            device=device,
+            dtype=dtype,
+        )
+        self.shared = (
+            FeedForward(
+                d_model,
+                experts.shared_experts * d_expert,
+                activation,
+                fan_in_down=d_ff,
+                init_scale=init_scale,
+                output_scale=output_scale,
+                generator=generator,
+                device=device,
+                dtype=dtype,
+            )
+            if experts.shared_experts
+            else None
+        )
+        if experts.output_norm:
+            self.output_gain = gain(d_model, output_scale, device, dtype)
+
+    def forward(self, x_BTD: Tensor) -> tuple[Tensor, ExpertStatistics]:
+        """Return the layer's output and its statistics."""
+        routing = self.router(x_BTD)
+        assignment, dtype = routing.assignment, compute_dtype(x_BTD)
+        gates_M1 = routing.gates_M[:, None].to(dtype)
+        gate_last = self._gate_after_norm
+        x_MD = to_experts(x_BTD.reshape(-1, x_BTD.shape[-1]).to(dtype), assignment)
+        hidden = activate(grouped_matmul(x_MD, self.w_up.to(dtype), assignment.ends_X), self.activation)
+        if not gate_last:
+            # On the hidden rows, which are narrower than the outputs; w_down is linear, so it is the same.
+            hidden = hidden * gates_M1
+        y_MD = grouped_matmul(hidden, self.w_down.to(dtype), assignment.ends_X)
+        if gate_last:
+            y_MD = self._norm(y_MD) * gates_M1
+        y_BTD = to_tokens(y_MD, assignment).view(x_BTD.shape)
+        if self.shared is not None:
+            y_BTD = y_BTD + self.shared(x_BTD)
+        if not gate_last:
+            y_BTD = self._norm(y_BTD)
+        return y_BTD, routing.statistics
+
+    @property
+    def _gate_after_norm(self) -> bool:
+        experts = self.experts
+        lone = experts.router.kind == "token_choice" and experts.top_k == 1 and self.shared is None
+        return lone and experts.output_norm
+
+    def _norm(self, y: Tensor) -> Tensor:
+        if not self.experts.output_norm:
+            return y
+        return F.rms_norm(y, y.shape[-1:], self.output_gain.to(y.dtype), self.norm_eps)
+
+
+def _warn_if_extreme(d_model: int, d_expert: int, experts: ExpertsSpec, n_matrices: int) -> None:
+    """Warn when routing costs more FLOPs than the experts: 2·D·X + 4·D·k against 2·matrices·D·F·(k + shared)."""
+    routing = 2 * d_model * experts.n_experts + 4 * d_model * experts.top_k
+    computing = 2 * n_matrices * d_model * d_expert * (experts.top_k + experts.shared_experts)
+    if routing > computing:
+        warnings.warn(
+            f"experts.granularity is {experts.granularity}: router and dispatch take {routing:,} FLOPs per token, "
+            f"the experts themselves {computing:,}; a smaller granularity or expansion rate spends them better.",
+            stacklevel=3,
+        )

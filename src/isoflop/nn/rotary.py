@@ -1,0 +1,49 @@
+"""Rotary position embedding (Su et al. 2021, arXiv 2104.09864), in the half-split pairing of GPT-NeoX and Llama.
+
+Shapes: T tokens, h head size; x is [..., T, heads, h].
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def rotary_tables(
+    positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """Return cos and sin, each [*positions.shape, head_dim/2], of position × theta^(−2i/head_dim)."""
+    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
+    # float64 where it is asked for: the angles are then as exact as the rest of the model.
+    wide = torch.promote_types(dtype, torch.float32)
+    angles = positions[..., None].to(wide) * (1.0 / theta ** exponents.to(wide))
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (i, i + h/2) of x [..., T, heads, h] by its position's angle; cos, sin [..., T, 1, h/2]."""
+    turned: Tensor = _Rotate.apply(x, cos, sin)
+    return turned
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
+    half = x.shape[-1] // 2
+    first, second = x[..., :half], x[..., half:]
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    torch.mul(first, cos, out=out[..., :half]).addcmul_(second, sin, value=-sign)
+    torch.mul(second, cos, out=out[..., half:]).addcmul_(first, sin, value=sign)
+    return out
+
+
+class _Rotate(torch.autograd.Function):
+    """A rotation's gradient is the opposite rotation, so nothing but the tables is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turn(x, cos, sin, 1.0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turn(gradients[0], cos, sin, -1.0), None, None

@@ -1,0 +1,191 @@
+"""Routers: who computes what, and with which gate.
+
+Shapes: B batch, T tokens in a sequence, D d_model, N = B·T tokens, X routed experts, k experts per token,
+M assigned (token, expert) pairs, C tokens that an expert takes from a group.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from isoflop.errors import InputError
+from isoflop.nn._init import truncated_normal
+from isoflop.nn.dispatch import Assignment, assign, pick
+from isoflop.nn.statistics import ExpertStatistics, expert_statistics
+from isoflop.spec import ExpertsSpec
+
+
+@dataclass(frozen=True)
+class Routing:
+    """What a router decided about a batch."""
+
+    assignment: Assignment
+    """Which expert computes which token."""
+    gates_M: Tensor
+    """Factor on each assigned pair's output, in expert order."""
+    statistics: ExpertStatistics
+    """Load, entropy, dropped share and auxiliary loss."""
+
+
+class Router(nn.Module):
+    """Linear router without bias, computed in float32 (or wider) also under autocast.
+
+    **token_choice.** Each token takes its top-k experts; dropless. Gates are softmax probabilities over all experts
+    (`softmax_topk`), divided by their sum if `renormalise`, or a softmax over the k chosen logits (`topk_softmax`).
+    With k = 1 the gate is the plain softmax probability in every case (Switch; Fedus et al. 2021, arXiv 2101.03961):
+    normalised, it would be the constant 1 and leave the router without a gradient.
+
+    **expert_choice** (Krajewski et al. 2024, arXiv 2402.07871, sec. 3). Softmax over experts; at each position every
+    expert takes its C highest-scored of the B tokens that stand there, C = B·k/X rounded half up, at least 1.
+    Gates are the softmax probabilities. Nothing depends on later positions.
+
+    **expert_choice_noncausal** (Zhou et al. 2022, arXiv 2202.09368). Each expert takes its C = ceil(T·k/X)
+    highest-scored tokens of every sequence, which leaks the future.
+
+    Both expert-choice routers can decide by `threshold_X` instead (`by_threshold`): expert x takes a token iff its
+    softmax probability is at least threshold_X[x], a causal rule that needs no batch to choose from.
+    """
+
+    threshold_X: Tensor
+    bias_X: Tensor
+
+    def __init__(
+        self,
+        d_model: int,
+        experts: ExpertsSpec,
+        *,
+        init_scale: float = 1.0,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.experts = experts
+        self.by_threshold = False
+        """Expert choice only: decide by calibrated thresholds, as at sampling time, not among a group."""
+        wide = torch.promote_types(dtype, torch.float32)
+        self.w_XD = truncated_normal(
+            experts.n_experts,
+            d_model,
+            std=math.sqrt(init_scale / d_model),
+            generator=generator,
+            device=device,
+            dtype=wide,
+        )
+        if self.is_expert_choice:
+            unset = torch.full((experts.n_experts,), float("nan"), dtype=wide, device=device)
+            self.register_buffer("threshold_X", unset)
+        elif experts.router.balance == "bias":
+            self.register_buffer("bias_X", torch.zeros(experts.n_experts, dtype=wide, device=device))
+
+    @property
+    def is_expert_choice(self) -> bool:
+        """Whether experts choose tokens."""
+        return self.experts.router.kind != "token_choice"
+
+    def scores(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits and softmax probabilities, each [N, X], in float32 or wider."""
+        with torch.autocast(x_BTD.device.type, enabled=False):
+            wide = torch.promote_types(x_BTD.dtype, torch.float32)
+            logits_NX = F.linear(x_BTD.reshape(-1, x_BTD.shape[-1]).to(wide), self.w_XD.to(wide))
+            return logits_NX, logits_NX.softmax(-1)
+
+    def forward(self, x_BTD: Tensor) -> Routing:
+        """Route the tokens of a batch."""
+        logits_NX, probabilities_NX = self.scores(x_BTD)
+        if not self.is_expert_choice:
+            return self._token_choice(logits_NX, probabilities_NX)
+        batch, length = x_BTD.shape[:2]
+        with torch.no_grad():
+            if self.by_threshold:
+                experts_M, tokens_M = self._above_threshold(probabilities_NX)
+            elif self.experts.router.kind == "expert_choice":
+                experts_M, tokens_M = self._best_of_position(probabilities_NX, batch, length)
+            else:
+                experts_M, tokens_M = self._best_of_sequence(probabilities_NX, batch, length)
+            n_tokens, n_experts = probabilities_NX.shape
+            assignment = assign(tokens_M, experts_M, n_tokens=n_tokens, n_experts=n_experts)
+            taken_N = (assignment.slots_NX < tokens_M.shape[0]).any(-1)
+            dropped_share = 1 - taken_N.to(probabilities_NX.dtype).mean()
+        auxiliary_loss = self._z_loss(logits_NX)
+        statistics = expert_statistics(probabilities_NX, assignment.counts_X, dropped_share, auxiliary_loss)
+        return Routing(assignment, pick(probabilities_NX, assignment), statistics)
+
+    def _token_choice(self, logits_NX: Tensor, probabilities_NX: Tensor) -> Routing:
+        router, top_k = self.experts.router, self.experts.top_k
+        n_tokens, n_experts = logits_NX.shape
+        with torch.no_grad():
+            ranked_NX = probabilities_NX + self.bias_X if router.balance == "bias" else logits_NX
+            chosen_Nk = ranked_NX.topk(top_k, sorted=False).indices
+            order_type = torch.int16 if n_experts < 2**15 else torch.int64
+            experts_M, order_M = chosen_Nk.view(-1).to(order_type).sort(stable=True)
+            assignment = assign(order_M // top_k, experts_M.long(), n_tokens=n_tokens, n_experts=n_experts)
+        if router.score_order == "topk_softmax" and top_k > 1:
+            taken_NX = assignment.slots_NX < n_tokens * top_k
+            gates_NX = logits_NX.masked_fill(~taken_NX, -math.inf).softmax(-1)
+        elif router.renormalise and top_k > 1:
+            taken_NX = assignment.slots_NX < n_tokens * top_k
+            kept_NX = probabilities_NX.masked_fill(~taken_NX, 0.0)
+            gates_NX = kept_NX / kept_NX.sum(-1, keepdim=True)
+        else:
+            gates_NX = probabilities_NX
+        auxiliary_loss = self._z_loss(logits_NX)
+        if router.balance == "auxiliary" and router.balance_weight:
+            load_X = assignment.counts_X.to(probabilities_NX.dtype) / (n_tokens * top_k)
+            balance = n_experts * (load_X * probabilities_NX.mean(0)).sum()
+            auxiliary_loss = auxiliary_loss + router.balance_weight * balance
+        statistics = expert_statistics(probabilities_NX, assignment.counts_X, logits_NX.new_zeros(()), auxiliary_loss)
+        return Routing(assignment, pick(gates_NX, assignment), statistics)
+
+    def _best_of_position(self, probabilities_NX: Tensor, batch: int, length: int) -> tuple[Tensor, Tensor]:
+        n_experts = self.experts.n_experts
+        share = max(1, math.floor(batch * self.experts.top_k / n_experts + 0.5))
+        scores_XTB = probabilities_NX.view(batch, length, n_experts).permute(2, 1, 0).contiguous()
+        sequences_XTC = scores_XTB.topk(share, sorted=False).indices
+        positions_T1 = torch.arange(length, device=probabilities_NX.device)[:, None]
+        return self._expert_order(sequences_XTC * length + positions_T1)
+
+    def _best_of_sequence(self, probabilities_NX: Tensor, batch: int, length: int) -> tuple[Tensor, Tensor]:
+        n_experts = self.experts.n_experts
+        share = math.ceil(length * self.experts.top_k / n_experts)
+        scores_XBT = probabilities_NX.view(batch, length, n_experts).permute(2, 0, 1).contiguous()
+        positions_XBC = scores_XBT.topk(share, sorted=False).indices
+        first_B1 = torch.arange(batch, device=probabilities_NX.device)[:, None] * length
+        return self._expert_order(positions_XBC + first_B1)
+
+    def _expert_order(self, tokens_Xab: Tensor) -> tuple[Tensor, Tensor]:
+        n_experts = tokens_Xab.shape[0]
+        experts_X = torch.arange(n_experts, device=tokens_Xab.device)
+        tokens_M = tokens_Xab.reshape(-1)
+        return experts_X.repeat_interleave(tokens_M.shape[0] // n_experts), tokens_M
+
+    def _above_threshold(self, probabilities_NX: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.is_calibrated():
+            raise InputError(
+                "expert_choice is 'threshold' but this model's thresholds are unset; run calibrate_thresholds first."
+            )
+        experts_M, tokens_M = (probabilities_NX >= self.threshold_X).t().nonzero(as_tuple=True)
+        return experts_M, tokens_M
+
+    def is_calibrated(self) -> bool:
+        """Whether every expert's threshold is set."""
+        return not bool(self.threshold_X.isnan().any())
+
+    def _z_loss(self, logits_NX: Tensor) -> Tensor:
+        weight = self.experts.router.z_loss_weight
+        if not weight:
+            return logits_NX.new_zeros(())
+        return weight * logits_NX.logsumexp(-1).square().mean()
+
+    @torch.no_grad()
+    def update_bias(self, load_X: Tensor) -> None:
+        """Raise the bias of under-loaded experts and lower that of over-loaded ones by `bias_rate`.
+
+        Loss-free balancing (Wang et al. 2024, arXiv 2408.15664, algorithm 1): b += u · sign(mean load − load). The bias
+        is added to the softmax probabilities for the selection alone. No-op unless balance is `bias`.
+        """
+        if self.experts.router.kind == "token_choice" and self.experts.router.balance == "bias":
+            self.bias_X += self.experts.router.bias_rate * torch.sign(load_X.mean() - load_X)
