@@ -1,0 +1,95 @@
+"""Held-out loss of a model on fixed windows of text.
+
+B sequences in a batch, T tokens in a sequence, V vocabulary, W windows, X routed experts.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from isoflop.errors import InputError
+from isoflop.nn import Decoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What a model does on held-out text."""
+
+    loss: float
+    """Mean cross-entropy in nats per token."""
+    loss_std: float
+    """Standard error of that mean: standard deviation of the windows' mean losses / sqrt(W); NaN for one window."""
+    load_LX: tuple[tuple[float, ...], ...]
+    """Share of the assignments that each expert took, one row a MoE layer; each row sums to 1."""
+    dropped_share: float
+    """Share of tokens that no expert took, mean over MoE layers; 0 if dense."""
+    router_entropy: float
+    """Entropy of the mean router distribution in nats, mean over MoE layers; 0 if dense."""
+
+    @property
+    def load_max(self) -> float:
+        """Largest load of an expert as a multiple of an equal share; 1 if dense or perfectly even."""
+        return max((max(load_X) * len(load_X) for load_X in self.load_LX), default=1.0)
+
+
+def evaluate(model: Decoder, windows_WT: np.ndarray, *, batch_size: int) -> tuple[float, float]:
+    """Mean cross-entropy in nats per token, and its standard error over windows; see `measure`."""
+    result = measure(model, windows_WT, batch_size=batch_size)
+    return result.loss, result.loss_std
+
+
+@torch.no_grad()
+def measure(
+    model: Decoder, windows_WT: np.ndarray, *, batch_size: int, dtype: torch.dtype = torch.float32
+) -> Evaluation:
+    """Held-out loss and expert statistics, with the model in evaluation mode (its mode is restored).
+
+    Args:
+        model: the model; its device is used.
+        windows_WT: token ids [W, context + 1]; each window's tokens but the first are predicted.
+        batch_size: sequences in a forward pass. A model whose experts choose among the tokens of a batch is always
+            given full batches: the last one is filled up with the first windows, whose losses then count once only.
+        dtype: bfloat16 runs the forward pass under autocast; the loss is float32 in any case.
+
+    Raises:
+        InputError: if there is no window.
+    """
+    if not len(windows_WT):
+        raise InputError("evaluation windows: there are none; the validation split needs at least context + 1 tokens.")
+    device = next(model.parameters()).device
+    experts = model.spec.experts
+    batch_chooses = experts is not None and experts.router.kind != "token_choice"
+    was_training = model.training
+    model.eval()
+    losses, statistics = [], []
+    for start in range(0, len(windows_WT), batch_size):
+        batch_BT = windows_WT[start : start + batch_size]
+        own = len(batch_BT)
+        if batch_chooses and own < batch_size:
+            batch_BT = np.concatenate([batch_BT, np.resize(windows_WT, (batch_size - own, windows_WT.shape[1]))])
+        tokens_BT = torch.from_numpy(np.ascontiguousarray(batch_BT)).to(device, torch.int64)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            output = model(tokens_BT[:, :-1])
+        loss_BT = functional.cross_entropy(
+            output.logits_BTV.float().transpose(1, 2), tokens_BT[:, 1:], reduction="none"
+        )
+        losses.append(loss_BT[:own].double().mean(dim=1) if device.type != "mps" else loss_BT[:own].mean(dim=1))
+        statistics.append([(layer.load_X, layer.dropped_share, layer.entropy) for layer in output.experts])
+    model.train(was_training)
+    loss_W = torch.cat(losses).cpu()
+    layers = [[torch.stack([torch.as_tensor(value) for value in series]) for series in zip(*rows, strict=True)]
+              for rows in zip(*statistics, strict=True)]  # fmt: skip
+    return Evaluation(
+        loss=loss_W.mean().item(),
+        loss_std=loss_W.std().item() / math.sqrt(len(loss_W)) if len(loss_W) > 1 else math.nan,
+        load_LX=tuple(tuple(load.float().mean(0).tolist()) for load, _, _ in layers),
+        dropped_share=_mean([dropped for _, dropped, _ in layers]),
+        router_entropy=_mean([entropy for _, _, entropy in layers]),
+    )
+
+
+def _mean(series: list[torch.Tensor]) -> float:
+    return sum(values.float().mean().item() for values in series) / len(series) if series else 0.0

@@ -1,0 +1,106 @@
+"""From a spec and a configuration to the numbers of a run: batch, steps, tokens, FLOPs, learning rate."""
+
+import math
+from dataclasses import dataclass
+
+from isoflop.errors import InputError
+from isoflop.spec import Count, DecoderSpec, count
+from isoflop.train import rules
+from isoflop.train.config import BUDGETS, TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolved:
+    """The numbers of a run, each default filled in."""
+
+    count: Count
+    """Parameters and FLOPs per token under the `exact` convention, at the spec's context."""
+    sequences: int
+    """Sequences in an optimiser step."""
+    micro_batch: int
+    """Sequences in a forward pass; divides `sequences`."""
+    batch_tokens: int
+    """Tokens in an optimiser step."""
+    steps: int
+    """Optimiser steps; the budget is passed by less than one step."""
+    learning_rate: float
+    """Peak learning rate."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that all steps see."""
+        return self.steps * self.batch_tokens
+
+    @property
+    def flops_per_step(self) -> float:
+        """Training FLOPs of a step."""
+        return self.count.training_flops_per_token * self.batch_tokens
+
+    @property
+    def flops(self) -> float:
+        """Training FLOPs of all steps."""
+        return self.steps * self.flops_per_step
+
+
+def resolve(spec: DecoderSpec, config: TrainConfig) -> Resolved:
+    """Fill in batch, micro-batch and learning rate by rule, and turn the budget into whole steps.
+
+    Raises:
+        InputError: if batch_tokens is not a multiple of the context, micro_batch does not divide the batch, or the
+            budget is smaller than one step.
+    """
+    counted = count(spec)
+    per_token = counted.training_flops_per_token
+    if config.flops is not None:
+        tokens = config.flops / per_token
+    elif config.tokens_per_parameter is not None:
+        tokens = config.tokens_per_parameter * counted.params_active
+    else:
+        tokens = float(config.tokens or 0)
+    least = _least_sequences(spec)
+    batch = config.batch_tokens
+    if batch is None:
+        batch = rules.batch_tokens(tokens * per_token, context=spec.context, least_sequences=least)
+    elif batch % spec.context:
+        below = batch // spec.context * spec.context
+        nearest = [value for value in (below, below + spec.context) if value > 0]
+        raise InputError(
+            f"batch_tokens is {batch}; it must be a multiple of context={spec.context}, e.g. "
+            f"{' or '.join(map(str, nearest))}."
+        )
+    if tokens < batch:
+        name = next(name for name in BUDGETS if getattr(config, name) is not None)
+        needed = {
+            "tokens": f"{batch}",
+            "flops": f"{batch * per_token:.3g}",
+            "tokens_per_parameter": f"{batch / counted.params_active:.3g}",
+        }[name]
+        raise InputError(
+            f"{name} is {getattr(config, name):g}, less than one step of {batch} tokens; give at least {needed}, or a "
+            f"smaller batch_tokens."
+        )
+    sequences = batch // spec.context
+    micro = config.micro_batch
+    if micro is None:
+        micro = rules.micro_batch(sequences, context=spec.context, vocab_size=spec.vocab_size, least=least)
+    elif sequences % micro:
+        nearest = sorted((n for n in range(1, sequences + 1) if sequences % n == 0), key=lambda n: abs(n - micro))
+        raise InputError(
+            f"micro_batch is {micro}; it must divide the batch of {sequences} sequences, e.g. "
+            f"{' or '.join(map(str, sorted(nearest[:2])))}."
+        )
+    return Resolved(
+        count=counted,
+        sequences=sequences,
+        micro_batch=micro,
+        batch_tokens=batch,
+        steps=math.ceil(tokens / batch * (1 - 1e-12)),
+        learning_rate=config.learning_rate or rules.learning_rate(counted.params_active),
+    )
+
+
+def _least_sequences(spec: DecoderSpec) -> int:
+    """Sequences that a group needs so that every expert takes a token at each position."""
+    if spec.experts is None or spec.experts.router.kind != "expert_choice":
+        return 1
+    return math.ceil(spec.experts.n_experts / spec.experts.top_k)
