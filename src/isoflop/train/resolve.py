@@ -72,8 +72,8 @@ def resolve(spec: DecoderSpec, config: TrainConfig) -> Resolved:
         name = next(name for name in BUDGETS if getattr(config, name) is not None)
         needed = {
             "tokens": f"{batch}",
-            "flops": f"{batch * per_token:.3g}",
-            "tokens_per_parameter": f"{batch / counted.params_active:.3g}",
+            "flops": _at_least(batch * per_token),
+            "tokens_per_parameter": _at_least(batch / counted.params_active),
         }[name]
         raise InputError(
             f"{name} is {getattr(config, name):g}, less than one step of {batch} tokens; give at least {needed}, or a "
@@ -104,3 +104,9 @@ def _least_sequences(spec: DecoderSpec) -> int:
     if spec.experts is None or spec.experts.router.kind != "expert_choice":
         return 1
     return math.ceil(spec.experts.n_experts / spec.experts.top_k)
+
+
+def _at_least(value: float) -> str:
+    """`value` rounded up to three digits."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - 2)
+    return f"{math.ceil(value / unit) * unit:.3g}"
