@@ -11,6 +11,7 @@ from isoflop.nn.feed_forward import FeedForward
 from isoflop.nn.moe import MoE
 from isoflop.nn.router import Router, Routing
 from isoflop.nn.statistics import ExpertStatistics
+from isoflop.nn.thresholds import calibrate_thresholds
 
 __all__ = [
     "Attention",
@@ -22,5 +23,6 @@ __all__ = [
     "MoE",
     "Router",
     "Routing",
+    "calibrate_thresholds",
     "keep_freed_memory",
 ]

@@ -15,7 +15,7 @@ class KVCache:
 
     `Decoder.forward(tokens_BT, cache=cache)` appends the T new tokens to all sequences at once. Sequences of different
     lengths are padded on the left: `padding_B` says how many leading slots of each sequence hold padding; those are
-    never attended to, and a sequence's first real token has position 0.
+    never attended to, and a sequence's first real token has position 0. For inference: no gradient flows through it.
 
     Memory: 2 · n_layers · batch · capacity · K · h elements of `dtype` (`isoflop.spec.kv_cache_bytes`).
     """
@@ -45,8 +45,8 @@ class KVCache:
     def append(self, layer: int, k_BKTh: Tensor, v_BKTh: Tensor) -> tuple[Tensor, Tensor]:
         """Write the new tokens of `layer` after the present ones; return all keys and values [B, K, S', h]."""
         end = self.length + k_BKTh.shape[2]
-        self._keys[layer, :, :, self.length : end] = k_BKTh
-        self._values[layer, :, :, self.length : end] = v_BKTh
+        self._keys[layer, :, :, self.length : end] = k_BKTh.detach()
+        self._values[layer, :, :, self.length : end] = v_BKTh.detach()
         return self._keys[layer, :, :, :end], self._values[layer, :, :, :end]
 
     def positions(self, n_new: int) -> Tensor:

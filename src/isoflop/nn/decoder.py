@@ -121,7 +121,8 @@ class Block(nn.Module):
     ) -> Tensor:
         """Return the residual stream after the attention layer."""
         normed_BTD = F.rms_norm(x_BTD, x_BTD.shape[-1:], self.attention_gain, self.norm_eps)
-        return x_BTD + self.attention(normed_BTD, rotary=rotary, cache=cache, layer=self.layer, mask=mask)
+        y_BTD: Tensor = self.attention(normed_BTD, rotary=rotary, cache=cache, layer=self.layer, mask=mask)
+        return x_BTD + y_BTD
 
     def feed_forward_input(self, x_BTD: Tensor) -> Tensor:
         """Return the normed residual stream that the feed-forward layer and its router see."""

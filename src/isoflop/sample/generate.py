@@ -1,0 +1,118 @@
+"""Batched generation with a key/value cache.
+
+Shapes: B prompts, T tokens of the longest prompt, V vocabulary.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from isoflop.errors import InputError
+from isoflop.nn import Decoder, KVCache
+
+
+@torch.no_grad()
+def generate(
+    model: Decoder,
+    prompts: Sequence[Sequence[int]] | Tensor,
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    stop: int | None = None,
+) -> list[list[int]]:
+    """Continue each prompt by up to `max_new_tokens` tokens and return the new tokens alone.
+
+    Prompts may differ in length: they are padded on the left, and padding is neither attended to nor counted in
+    positions, so each continues as it would alone (but for the rounding of differently shaped matrix products).
+    `temperature` 0 is greedy; otherwise logits are divided by it and a token is drawn from the smallest set of tokens
+    whose probability reaches `top_p` (Holtzman et al. 2019, arXiv 1904.09751). Draws come from one host generator per
+    prompt, seeded by `seed` and the prompt's place in the list, so a prompt's draws do not depend on its companions. A sequence ends after the
+    token `stop`, which is included.
+
+    Raises InputError for an empty prompt, ids outside the vocabulary, more tokens than the model's context, a bad
+    temperature or top_p, and for an expert-choice model that still chooses in groups (calibrate thresholds first).
+    """
+    rows = [[int(token) for token in prompt] for prompt in prompts]
+    _check(model, rows, max_new_tokens, temperature, top_p, stop)
+    if not rows or max_new_tokens == 0:
+        return [[] for _ in rows]
+    device, dtype = model.embedding_VD.device, model.embedding_VD.dtype
+    longest = max(map(len, rows))
+    padding = [longest - len(row) for row in rows]
+    tokens_BT = torch.tensor([[0] * pad + row for pad, row in zip(padding, rows, strict=True)], device=device)
+    cache = KVCache(
+        model.spec,
+        len(rows),
+        longest + max_new_tokens,
+        padding_B=torch.tensor(padding) if any(padding) else None,
+        device=device,
+        dtype=dtype,
+    )
+    seeds = torch.randint(2**62, (len(rows),), generator=torch.Generator().manual_seed(seed)).tolist()
+    generators = [torch.Generator().manual_seed(prompt_seed) for prompt_seed in seeds]
+    new: list[list[int]] = [[] for _ in rows]
+    running = [True] * len(rows)
+    for _ in range(max_new_tokens):
+        logits_BV = model(tokens_BT, cache=cache).logits_BTV[:, -1].float()
+        next_tokens = _choose(logits_BV, temperature, top_p, generators)
+        for index, token in enumerate(next_tokens):
+            if running[index]:
+                new[index].append(token)
+                running[index] = token != stop
+        if not any(running):
+            break
+        tokens_BT = torch.tensor(next_tokens, device=device)[:, None]
+    return new
+
+
+def _choose(logits_BV: Tensor, temperature: float, top_p: float, generators: list[torch.Generator]) -> list[int]:
+    if temperature == 0:
+        greedy: list[int] = logits_BV.argmax(-1).tolist()
+        return greedy
+    probabilities_BV = (logits_BV / temperature).softmax(-1)
+    sorted_BV, tokens_BV = probabilities_BV.sort(-1, descending=True)
+    if top_p < 1:
+        # Keep a token while the ones before it do not reach top_p yet; the first always stays.
+        sorted_BV = sorted_BV.masked_fill(sorted_BV.cumsum(-1) - sorted_BV >= top_p, 0.0)
+    totals_BV = sorted_BV.cumsum(-1)
+    draws_B1 = torch.stack([torch.rand(1, generator=generator) for generator in generators])
+    draws_B1 = draws_B1.to(logits_BV.device) * totals_BV[:, -1:]
+    places_B1 = torch.searchsorted(totals_BV, draws_B1, right=True)
+    # A draw on the upper edge belongs to the last token with any probability.
+    last_B1 = (sorted_BV > 0).sum(-1, keepdim=True) - 1
+    chosen: list[int] = tokens_BV.gather(-1, torch.minimum(places_B1, last_B1))[:, 0].tolist()
+    return chosen
+
+
+def _check(
+    model: Decoder,
+    rows: list[list[int]],
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    stop: int | None,
+) -> None:
+    spec = model.spec
+    if max_new_tokens < 0:
+        raise InputError(f"max_new_tokens is {max_new_tokens}; it must not be negative.")
+    if not (temperature >= 0 and math.isfinite(temperature)):
+        raise InputError(f"temperature is {temperature}; it must be 0 (greedy) or a positive number.")
+    if not 0 < top_p <= 1:
+        raise InputError(f"top_p is {top_p}; it must be above 0 and at most 1.")
+    if stop is not None and not 0 <= stop < spec.vocab_size:
+        raise InputError(f"stop is {stop}; token ids run from 0 to {spec.vocab_size - 1}.")
+    for index, row in enumerate(rows):
+        if not row:
+            raise InputError(f"prompts[{index}] is empty; a prompt needs at least 1 token.")
+        if len(row) + max_new_tokens > spec.context:
+            raise InputError(
+                f"prompts[{index}] has {len(row)} tokens and max_new_tokens is {max_new_tokens}, together "
+                f"{len(row) + max_new_tokens}; the model's context is {spec.context}."
+            )
+        for token in row:
+            if not 0 <= token < spec.vocab_size:
+                raise InputError(f"prompts[{index}] holds token id {token}; ids run from 0 to {spec.vocab_size - 1}.")
