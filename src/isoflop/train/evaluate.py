@@ -60,8 +60,8 @@ def measure(
     if not len(windows_WT):
         raise InputError("evaluation windows: there are none; the validation split needs at least context + 1 tokens.")
     device = next(model.parameters()).device
-    experts = model.spec.experts
-    batch_chooses = experts is not None and experts.router.kind != "token_choice"
+    choosing = [layer for layer in model.moe_layers if layer.router.is_expert_choice]
+    batch_chooses = bool(choosing) and model.expert_choice == "grouped"
     was_training = model.training
     model.eval()
     losses, statistics = [], []

@@ -1,39 +1,20 @@
-"""The training loop.
+"""`train`: from a spec, a configuration and data to a run record."""
 
-B sequences in a forward pass, T tokens in a sequence, V vocabulary, X routed experts.
-"""
-
-import json
-import math
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch.nn import functional
 
-from isoflop.data import Batches, TokenData, evaluation_windows
+from isoflop.data import TokenData
 from isoflop.errors import InputError
-from isoflop.nn import Decoder, ExpertStatistics
 from isoflop.spec import DecoderSpec
-from isoflop.train.checkpoint import model_tensors, newest_checkpoint, prune, save_checkpoint
 from isoflop.train.config import TrainConfig
 from isoflop.train.directory import RunDirectory
-from isoflop.train.distributed import Ranks, choose_device, join
-from isoflop.train.evaluate import Evaluation, measure
-from isoflop.train.optimizer import build_optimizer, load_optimizer_tensors, optimizer_tensors
-from isoflop.train.progress import ProgressBar
-from isoflop.train.record import run_record
-from isoflop.train.resolve import Resolved, resolve
-from isoflop.train.schedule import learning_rate_share
-
-DIVERGENCE_MARGIN = 1.0
-"""A run has diverged when, after its warm-up, the mean training loss between two metric lines is this many nats above
-the loss of the first step (an untrained model's)."""
+from isoflop.train.distributed import choose_device, join
+from isoflop.train.resolve import resolve
+from isoflop.train.run import Run
 
 
 def train(
@@ -90,270 +71,12 @@ def train(
         with directory.lock() if ranks.rank == 0 else nullcontext():
             record = directory.result()
             if record is None:
-                run = _Run(spec, config, plan, tokens, directory, device, ranks)
+                run = Run(spec, config, plan, tokens, directory, device, ranks)
                 record = run.complete(progress, extra or {})
             ranks.barrier()
             return record
     finally:
         torch.set_num_threads(threads)
-
-
-class _Run:
-    """One run in this process: its model, optimiser and place in the schedule."""
-
-    def __init__(
-        self,
-        spec: DecoderSpec,
-        config: TrainConfig,
-        plan: Resolved,
-        data: TokenData,
-        directory: RunDirectory,
-        device: torch.device,
-        ranks: Ranks,
-    ) -> None:
-        self.spec, self.config, self.plan, self.data = spec, config, plan, data
-        self.directory, self.device, self.ranks = directory, device, ranks
-        self.batches = Batches(data, context=spec.context, batch_size=plan.sequences, seed=config.seed)
-        self.windows_WT = evaluation_windows(data, context=spec.context, tokens=config.evaluation_tokens)
-        self.dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
-        self.model = Decoder(spec, seed=config.seed, device=device)
-        self.model.activation_checkpointing = config.activation_checkpointing
-        self.model.train()
-        self.optimizer = build_optimizer(self.model, config, plan.learning_rate)
-        self.forward = torch.compile(self.model) if config.compile else self.model
-        self.step = 0
-        self.wall_seconds = 0.0
-        self.initial_loss: float | None = None
-        self.train_loss: float | None = None
-        self.loss_sum = torch.zeros((), device=device)
-        self.loss_steps = 0
-        self.first_bad = torch.full((), -1, device=device)
-        self.error: str | None = None
-        self._resume()
-
-    def complete(self, progress: bool, extra: Mapping[str, Any]) -> dict[str, Any]:
-        """Train from where it stands to the end, evaluate, and write the record."""
-        plan, config = self.plan, self.config
-        saved_at = time.monotonic()
-        bar = ProgressBar(
-            enabled=progress and self.ranks.rank == 0,
-            steps=plan.steps,
-            done=self.step,
-            batch_tokens=plan.batch_tokens,
-            flops_per_step=plan.flops_per_step,
-        )
-        with bar, self._metrics_file() as metrics:
-            since = time.perf_counter()
-            line_step, line_at = self.step, since
-            while self.step < plan.steps:
-                grad_norm, experts = self._train_step()
-                last = self.step == plan.steps
-                log = self.step == 1 or self.step % config.log_every == 0 or last
-                evaluate = config.evaluate_every is not None and self.step % config.evaluate_every == 0 and not last
-                by_time = config.checkpoint_seconds is not None
-                save = (by_time and time.monotonic() - saved_at > (config.checkpoint_seconds or 0)) or (
-                    config.checkpoint_steps is not None and self.step % config.checkpoint_steps == 0
-                )
-                if log or self.device.type == "cpu" or evaluate or save:
-                    self._check_divergence(log)
-                now = time.perf_counter()
-                self.wall_seconds, since = self.wall_seconds + now - since, now
-                if log:
-                    speed = (self.step - line_step) * plan.batch_tokens / max(now - line_at, 1e-9)
-                    self._write(metrics, self._training_line(grad_norm, experts, speed))
-                    line_step, line_at = self.step, now
-                bar.update(self.step, self.train_loss)
-                if self.error is not None:
-                    break
-                if evaluate:
-                    self._write(metrics, self._evaluation_line(self._evaluate()))
-                if (save or last) and self.ranks.rank == 0:
-                    self._save(metrics.tell() if metrics else 0, finished=last)
-                    saved_at = time.monotonic()
-                if evaluate or save or last:
-                    since = time.perf_counter()
-            evaluation = self._evaluate() if self.error is None else None
-            if evaluation is not None and not math.isfinite(evaluation.loss):
-                self.error, evaluation = f"held-out loss is {evaluation.loss} at step {self.step}", None
-            if evaluation is not None:
-                self._write(metrics, self._evaluation_line(evaluation))
-        record = run_record(
-            self.spec,
-            config,
-            plan,
-            run_id=self.directory.path.resolve().name,
-            steps=self.step,
-            epochs=self.batches.epochs(self.step),
-            wall_seconds=self.wall_seconds,
-            bytes_per_token=self.data.bytes_per_token,
-            evaluation=evaluation,
-            loss_sampled=None,
-            train_loss=self.train_loss,
-            error=self.error,
-            extra=extra,
-        )
-        if self.ranks.rank == 0:
-            if evaluation is not None and evaluation.load_LX:
-                self.directory.write_expert_load(evaluation.load_LX)
-            self.directory.finish(record)
-            if self.error is None:
-                prune(self.directory.checkpoints, config.keep_checkpoints)
-        return record
-
-    def _train_step(self) -> tuple[torch.Tensor, tuple[ExpertStatistics, ...]]:
-        """One optimiser step; the norm of its gradient, and expert statistics averaged over its micro-batches."""
-        plan = self.plan
-        share = learning_rate_share(self.step, plan.steps, self.config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = plan.learning_rate * share
-        batch_BT = self._to_device(self.batches.batch(self.step, rank=self.ranks.rank, world=self.ranks.world))
-        micro_batches = batch_BT.split(plan.micro_batch)
-        losses, experts = [], []
-        self.optimizer.zero_grad(set_to_none=True)
-        for micro_BT in micro_batches:
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-                output = self.forward(micro_BT[:, :-1])
-            loss = functional.cross_entropy(output.logits_BTV.float().flatten(0, 1), micro_BT[:, 1:].flatten())
-            ((loss + output.auxiliary_loss) / len(micro_batches)).backward()
-            losses.append(loss.detach())
-            experts.append(output.experts)
-        statistics = _mean_statistics(experts)
-        loss = torch.stack(losses).mean()
-        gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
-        self.ranks.mean_([*gradients, loss, *(layer.load_X for layer in statistics)])
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
-        self.optimizer.step()
-        self.model.update_router_bias(statistics)
-        self.step += 1
-        bad = ~(torch.isfinite(loss) & torch.isfinite(grad_norm)) & (self.first_bad < 0)
-        self.first_bad = torch.where(bad, self.step, self.first_bad)
-        self.loss_sum += loss
-        self.loss_steps += 1
-        return grad_norm, statistics
-
-    def _to_device(self, batch_BT: np.ndarray) -> torch.Tensor:
-        tokens_BT = torch.from_numpy(batch_BT)
-        if self.device.type == "cuda":
-            return tokens_BT.pin_memory().to(self.device, non_blocking=True)
-        return tokens_BT.to(self.device)
-
-    def _check_divergence(self, log: bool) -> None:
-        """Set `error` if loss or gradient was not finite, or (at a metrics line) the loss is far above the first."""
-        first_bad = int(self.first_bad)
-        if first_bad >= 0:
-            self.error = f"loss or gradient is not finite at step {first_bad}"
-        if not log:
-            return
-        self.train_loss = float(self.loss_sum) / self.loss_steps
-        if self.initial_loss is None:
-            self.initial_loss = self.train_loss
-        limit = self.initial_loss + DIVERGENCE_MARGIN
-        warm = self.step > self.config.warmup_fraction * self.plan.steps
-        if self.error is None and warm and self.train_loss > limit:
-            self.error = f"training loss is {self.train_loss:.3f} at step {self.step}, above {limit:.3f}"
-
-    def _training_line(
-        self, grad_norm: torch.Tensor, experts: Sequence[ExpertStatistics], tokens_per_second: float
-    ) -> dict[str, Any]:
-        """A line of metrics; `loss` is the mean over the steps since the last line."""
-        plan = self.plan
-        line = {
-            **self._place(),
-            "loss": self.train_loss,
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "grad_norm": float(grad_norm),
-            "tokens_per_second": tokens_per_second,
-            "flops_per_second": tokens_per_second * plan.count.training_flops_per_token,
-            "wall_seconds": self.wall_seconds,
-        }
-        if experts:
-            line |= {
-                "load_max": max(float(layer.load_X.max()) * len(layer.load_X) for layer in experts),
-                "router_entropy": sum(float(layer.entropy) for layer in experts) / len(experts),
-                "dropped_share": sum(float(layer.dropped_share) for layer in experts) / len(experts),
-                "auxiliary_loss": sum(float(layer.auxiliary_loss) for layer in experts),
-            }
-        self.loss_sum.zero_()
-        self.loss_steps = 0
-        return line
-
-    def _evaluation_line(self, evaluation: Evaluation) -> dict[str, Any]:
-        return {**self._place(), "held_out_loss": evaluation.loss, "held_out_loss_std": evaluation.loss_std}
-
-    def _place(self) -> dict[str, Any]:
-        plan = self.plan
-        return {"step": self.step, "tokens": self.step * plan.batch_tokens, "flops": self.step * plan.flops_per_step}
-
-    def _evaluate(self) -> Evaluation:
-        return measure(self.model, self.windows_WT, batch_size=self.plan.micro_batch, dtype=self.dtype)
-
-    def _metrics_file(self) -> Any:
-        return self.directory.metrics.open("ab") if self.ranks.rank == 0 else nullcontext()
-
-    def _write(self, metrics: Any, line: Mapping[str, Any]) -> None:
-        if metrics is not None:
-            finite = {
-                key: None if isinstance(value, float) and not math.isfinite(value) else value
-                for key, value in line.items()
-            }
-            metrics.write(json.dumps(finite).encode() + b"\n")
-            metrics.flush()
-
-    def _save(self, metrics_bytes: int, *, finished: bool) -> None:
-        """Write a checkpoint; that of the last step has no optimiser state, which nothing would read."""
-        self.directory.flush_metrics()
-        save_checkpoint(
-            self.directory.checkpoints,
-            model=model_tensors(self.model),
-            optimizer={} if finished else optimizer_tensors(self.optimizer, self.model),
-            state={
-                "step": self.step,
-                "tokens": self.step * self.plan.batch_tokens,
-                "wall_seconds": self.wall_seconds,
-                "initial_loss": self.initial_loss,
-                "train_loss": self.train_loss,
-                "loss_sum": float(self.loss_sum),
-                "loss_steps": self.loss_steps,
-                "metrics_bytes": metrics_bytes,
-            },
-            keep=self.config.keep_checkpoints,
-        )
-
-    def _resume(self) -> None:
-        """Continue from the newest sound checkpoint, if there is one."""
-        leader = self.ranks.rank == 0
-        checkpoint = newest_checkpoint(self.directory.checkpoints, repair=leader) if leader else None
-        self.ranks.barrier()
-        if not leader:
-            checkpoint = newest_checkpoint(self.directory.checkpoints)
-        if checkpoint is None:
-            if leader:
-                self.directory.truncate_metrics(0)
-            return
-        state = checkpoint.state
-        checkpoint.load_model(self.model)
-        load_optimizer_tensors(self.optimizer, self.model, checkpoint.optimizer_tensors())
-        self.step, self.wall_seconds = state["step"], state["wall_seconds"]
-        self.initial_loss, self.train_loss = state["initial_loss"], state["train_loss"]
-        self.loss_sum.fill_(state["loss_sum"])
-        self.loss_steps = state["loss_steps"]
-        if leader:
-            self.directory.truncate_metrics(state["metrics_bytes"])
-
-
-def _mean_statistics(micro_batches: Sequence[Sequence[ExpertStatistics]]) -> tuple[ExpertStatistics, ...]:
-    """Layer by layer, the mean over micro-batches."""
-    if len(micro_batches) == 1:
-        return tuple(replace(layer, auxiliary_loss=layer.auxiliary_loss.detach()) for layer in micro_batches[0])
-    return tuple(
-        ExpertStatistics(
-            load_X=torch.stack([layer.load_X for layer in layers]).mean(0),
-            entropy=torch.stack([layer.entropy for layer in layers]).mean(0),
-            dropped_share=torch.stack([layer.dropped_share for layer in layers]).mean(0),
-            auxiliary_loss=torch.stack([layer.auxiliary_loss.detach() for layer in layers]).mean(0),
-        )
-        for layers in zip(*micro_batches, strict=True)
-    )
 
 
 def _check_data(spec: DecoderSpec, data: TokenData) -> None:

@@ -1,6 +1,7 @@
 """AdamW with weight decay on matrices only, and its state as named tensors."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,11 +17,12 @@ def build_optimizer(model: Decoder, config: TrainConfig, learning_rate: float) -
 
     Parameters with two or more dimensions decay, except the embedding (with a tied head, the head is the embedding).
     """
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for parameter in model.parameters():
         matrix = parameter.ndim >= 2 and parameter is not model.embedding_VD
         (decayed if matrix else plain).append(parameter)
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": plain, "weight_decay": 0.0},
     ]

@@ -41,7 +41,7 @@ def batch_tokens(flops: float, *, context: int, least_sequences: int = 1) -> int
     wanted = 2 ** round(math.log2(BATCH_COEFFICIENT * flops**BATCH_EXPONENT))
     sequences = max(1, round(min(high, max(low, wanted)) / context))
     if sequences < least_sequences:
-        sequences = 2 ** math.ceil(math.log2(least_sequences))
+        sequences = 1 << (least_sequences - 1).bit_length()
     return sequences * context
 
 
