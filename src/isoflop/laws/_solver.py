@@ -1,0 +1,258 @@
+"""Batched minimisation of Huber(ln L - ln L̂) over the parameters of a law: all restarts or resamples at once.
+
+Shapes: B fits side by side, n rows, p free parameters. A fit moves in coordinates (s, θ): s_j = c_j · φ_j at a
+reference row (each column's geometric mean), so that a coefficient is its term's nats in the middle of the data and
+does not run along a banana with its exponent. The step is Newton's with the Gauss-Newton Hessian of the Huber loss
+(only residuals inside δ curve it), damped by λ times the Hessian of iteratively reweighted least squares, which bounds
+it from above: λ → 0 is Newton, λ large is IRLS, and no scale has to be chosen. Bounds are kept by projection. The
+optimiser works on sums that are compared only with themselves, so the size of δ does not matter to when it stops.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from isoflop.laws.forms import Columns, Form
+
+_CHUNK = 40_000  # fits × rows that are worked on together: arrays that stay in cache
+_TINY = 1e-300
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solution:
+    """B minima."""
+
+    coordinates: np.ndarray
+    """[B, p] values of (s, θ)."""
+    objective: np.ndarray
+    """[B] sum over rows of weight · Huber."""
+    decrement: np.ndarray
+    """[B] what one more step promises to gain; 0 at a minimum."""
+
+    def best(self) -> int:
+        """Index of the lowest objective."""
+        return int(np.nanargmin(self.objective))
+
+
+class Problem:
+    """One law, its rows, what is pinned and the objective."""
+
+    def __init__(
+        self, form: Form, columns: Columns, loss: np.ndarray, *, pinned: Mapping[str, float], huber_delta: float | None
+    ) -> None:
+        self.form = form
+        self.log_loss = np.log(loss)
+        self.features = form.features(columns)
+        self.reference = {name: np.mean(value, keepdims=True) for name, value in self.features.items()}
+        self.pinned = dict(pinned)
+        self.delta = np.inf if huber_delta is None else huber_delta
+        self.coefficients = [parameter for parameter in form.coefficients if parameter.name not in pinned]
+        self.exponents = [parameter for parameter in form.exponents if parameter.name not in pinned]
+        self.names = [parameter.name for parameter in (*self.coefficients, *self.exponents)]
+
+    @property
+    def size(self) -> int:
+        """p, the number of free parameters."""
+        return len(self.names)
+
+    # coordinates and parameters
+
+    def theta(self, z: np.ndarray) -> dict[str, np.ndarray]:
+        """Exponents [B, 1] at coordinates [B, p]."""
+        values = {name: np.full((1, 1), value) for name, value in self.pinned.items()}
+        first = len(self.coefficients)
+        return values | {parameter.name: z[:, first + k, None] for k, parameter in enumerate(self.exponents)}
+
+    def parameters(self, z: np.ndarray) -> dict[str, np.ndarray]:
+        """All parameters of the law in their own units, [B, 1] each."""
+        theta = self.theta(z)
+        at_reference = self.form.terms(self.reference, theta)
+        values = {p.name: z[:, j, None] / at_reference[p.name] for j, p in enumerate(self.coefficients)}
+        ones = np.ones((len(z), 1))
+        return {name: (values | theta)[name] * ones for name in self.form.names}
+
+    def coordinates(self, parameters: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Coordinates [B, p] of parameters [B, 1]."""
+        at_reference = self.form.terms(self.reference, parameters)
+        scaled = [parameters[p.name] * at_reference[p.name] for p in self.coefficients]
+        return np.concatenate([*scaled, *(parameters[p.name] for p in self.exponents)], axis=1)
+
+    def bounds(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper bounds [B, p] of the coordinates; those of s move with θ."""
+        at_reference = self.form.terms(self.reference, self.theta(z))
+        ones = np.ones((len(z), 1))
+        both = []
+        for side in ("lower", "upper"):
+            scaled = [getattr(p, side) * at_reference[p.name] * ones for p in self.coefficients]
+            both.append(np.concatenate([*scaled, *(getattr(p, side) * ones for p in self.exponents)], axis=1))
+        return both[0], both[1]
+
+    # objective and derivatives
+
+    def evaluate(self, z: np.ndarray) -> "_Point":
+        """Terms, coefficients and residuals at coordinates [B, p]."""
+        theta = self.theta(z)
+        terms = self.form.terms(self.features, theta)
+        at_reference = self.form.terms(self.reference, theta)
+        coefficients = {name: theta[name] for name in self.pinned if name in terms}
+        coefficients |= {p.name: z[:, j, None] / at_reference[p.name] for j, p in enumerate(self.coefficients)}
+        loss = sum(coefficients[name] * terms[name] for name in terms)
+        loss = np.maximum(loss, _TINY)
+        residuals = self.log_loss - np.log(loss)
+        return _Point(theta, terms, at_reference, coefficients, loss, residuals)
+
+    def huber(self, residuals: np.ndarray) -> np.ndarray:
+        """Huber's loss of each residual; half the square where delta is None."""
+        size = np.abs(residuals)
+        if np.isinf(self.delta):
+            return 0.5 * size * size
+        inside = np.minimum(size, self.delta)
+        return inside * (size - 0.5 * inside)
+
+    def jacobian(self, point: "_Point") -> np.ndarray:
+        """∂ ln L̂ / ∂z, [B, p, n]."""
+        derivatives = self.form.derivatives(self.features, point.theta, point.terms)
+        at_reference = self.form.derivatives(self.reference, point.theta, point.at_reference)
+        inverse = 1.0 / point.loss
+        columns = []
+        for p in self.coefficients:
+            columns.append((point.terms[p.name] / point.at_reference[p.name]) * inverse)
+        scaled = {p.name for p in self.coefficients}
+        for p in self.exponents:
+            total = np.zeros(())
+            for (exponent, name), derivative in derivatives.items():
+                if exponent != p.name:
+                    continue
+                if name in scaled:  # s_j is held, so that c_j moves with θ
+                    moved = at_reference[exponent, name] / point.at_reference[name]
+                    derivative = derivative - moved * point.terms[name]
+                total = total + point.coefficients[name] * derivative
+            columns.append(total * inverse)
+        return np.stack([np.broadcast_to(column, point.residuals.shape) for column in columns], axis=1)
+
+    def normal_equations(
+        self, point: "_Point", weights: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Gradient [B, p], and the Hessians [B, p, p] of Newton (Gauss-Newton) and of reweighted least squares."""
+        jacobian = self.jacobian(point)
+        size = np.abs(point.residuals)
+        inside = (size <= self.delta).astype(float)
+        reweighted = np.ones_like(size) if np.isinf(self.delta) else self.delta / np.maximum(size, self.delta)
+        if weights is not None:
+            inside = inside * weights
+            reweighted = reweighted * weights
+        transposed = jacobian.swapaxes(1, 2)
+        gradient = -np.matmul(jacobian, (reweighted * point.residuals)[..., None])[..., 0]
+        outer = np.matmul(jacobian * reweighted[:, None, :], transposed)
+        inner = outer if np.isinf(self.delta) else np.matmul(jacobian * inside[:, None, :], transposed)
+        return gradient, inner, outer
+
+    def with_delta(self, huber_delta: float) -> "Problem":
+        """The same problem with another delta."""
+        other = object.__new__(Problem)
+        other.__dict__.update(self.__dict__)
+        other.delta = huber_delta
+        return other
+
+
+@dataclass
+class _Point:
+    theta: dict[str, np.ndarray]
+    terms: dict[str, np.ndarray]
+    at_reference: dict[str, np.ndarray]
+    coefficients: dict[str, np.ndarray]
+    loss: np.ndarray
+    residuals: np.ndarray
+
+    def take(self, rows: np.ndarray) -> "_Point":
+        """Some of the B fits."""
+
+        def pick(value: np.ndarray) -> np.ndarray:
+            return value[rows] if value.ndim == 2 and len(value) == len(self.loss) else value
+
+        dictionaries = (self.theta, self.terms, self.at_reference, self.coefficients)
+        picked = ({name: pick(value) for name, value in each.items()} for each in dictionaries)
+        return _Point(*picked, self.loss[rows], self.residuals[rows])
+
+
+def minimise(
+    problem: Problem, start: np.ndarray, weights: np.ndarray | None = None, *, max_iterations: int = 200
+) -> Solution:
+    """Minimise from every row of `start` [B, p], with row weights [B, n] if given."""
+    chunk = max(1, _CHUNK // len(problem.log_loss))
+    parts = [
+        _minimise(problem, start[low : low + chunk], None if weights is None else weights[low : low + chunk], max_iterations)
+        for low in range(0, len(start), chunk)
+    ]
+    return Solution(
+        coordinates=np.concatenate([part.coordinates for part in parts]),
+        objective=np.concatenate([part.objective for part in parts]),
+        decrement=np.concatenate([part.decrement for part in parts]),
+    )
+
+
+def _minimise(problem: Problem, start: np.ndarray, weights: np.ndarray | None, max_iterations: int) -> Solution:
+    z = np.clip(start, *problem.bounds(start))
+    point = problem.evaluate(z)
+
+    def total(point: _Point, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+        each = problem.huber(point.residuals)
+        return np.sum(each if weights is None else each * weights[rows], axis=1)
+
+    objective = total(point)
+    gradient, inner, outer = problem.normal_equations(point, weights)
+    damping = np.ones(len(z))
+    decrement = np.full(len(z), np.inf)
+    floor = 1e-27 * len(problem.log_loss)  # residuals that are rounding
+    active = np.arange(len(z))
+    for _ in range(max_iterations):
+        lower, upper = problem.bounds(z[active])
+        step, decrement[active] = _step(z[active], gradient[active], inner[active], outer[active], damping[active], lower, upper)
+        settled = decrement[active] <= 1e-11 * objective[active] + floor
+        if settled.any():
+            active, step = active[~settled], step[~settled]
+            if not len(active):
+                break
+        trial = z[active] + step
+        trial = np.clip(trial, *problem.bounds(trial))
+        point = problem.evaluate(trial)
+        value = total(point, active)
+        better = value < objective[active]
+        damping[active] = np.where(better, damping[active] * 0.2, damping[active] * 6)
+        stuck = ~better & (damping[active] > 1e8)
+        if better.any():
+            moved = active[better]
+            z[moved], objective[moved] = trial[better], value[better]
+            gradient[moved], inner[moved], outer[moved] = problem.normal_equations(
+                point.take(better), None if weights is None else weights[moved]
+            )
+        active = active[~stuck]
+        if not len(active):
+            break
+    return Solution(coordinates=z, objective=objective, decrement=decrement)
+
+
+def _step(
+    z: np.ndarray,
+    gradient: np.ndarray,
+    inner: np.ndarray,
+    outer: np.ndarray,
+    damping: np.ndarray,
+    lower: np.ndarray,
+    upper: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Damped step [B, p], and the gain that reweighted least squares promises [B]; parameters at a bound stay there."""
+    held = ((z <= lower) & (gradient > 0)) | ((z >= upper) & (gradient < 0))
+    slope = np.where(held, 0.0, gradient)
+    mask = (~held).astype(float)
+    scale = mask / np.sqrt(np.maximum(np.einsum("bii->bi", outer), _TINY))
+    both = scale[:, :, None] * scale[:, None, :]
+    eye = np.eye(z.shape[1])
+    ridge = eye * (held + 1e-13)[:, :, None]
+    upper_bound = outer * both + ridge
+    damped = inner * both + damping[:, None, None] * upper_bound + ridge
+    scaled_slope = (slope * scale)[..., None]
+    step = -np.linalg.solve(damped, scaled_slope)[..., 0] * scale
+    promise = 0.5 * np.sum(scaled_slope * np.linalg.solve(upper_bound, scaled_slope), axis=(1, 2))
+    return step, promise

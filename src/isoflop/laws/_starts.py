@@ -1,0 +1,61 @@
+"""Where a fit starts: a grid over the exponents, with the best non-negative coefficients at each point."""
+
+from itertools import combinations, product
+
+import numpy as np
+
+from isoflop.laws._solver import Problem
+
+_ROWS = 400  # rows that the grid looks at
+_SPREAD = 2  # one start of every so many is drawn from the whole grid, the others are its best points
+
+
+def starts(problem: Problem, restarts: int, rng: np.random.Generator) -> np.ndarray:
+    """Coordinates [restarts, p] of distinct starting points, the most promising first."""
+    grid = np.array(list(product(*(p.starts for p in problem.exponents))), dtype=float).reshape(-1, len(problem.exponents))
+    rows = np.linspace(0, len(problem.log_loss) - 1, min(_ROWS, len(problem.log_loss))).round().astype(int)
+    coefficients = np.zeros((len(grid), len(problem.coefficients)))
+    z = np.concatenate([coefficients, grid], axis=1)
+    point = problem.evaluate(z)
+    loss = np.exp(problem.log_loss[rows])
+    shape = (len(grid), len(rows))
+
+    def on_rows(value: np.ndarray) -> np.ndarray:
+        wide = np.broadcast_to(value, (len(grid), len(problem.log_loss)))
+        return wide[:, rows] / loss
+
+    known = sum((on_rows(point.coefficients[name] * point.terms[name]) for name in problem.pinned if name in point.terms), np.zeros(shape))
+    scaled = [on_rows(point.terms[p.name] / point.at_reference[p.name]) for p in problem.coefficients]
+    if scaled:
+        z[:, : len(scaled)] = _non_negative(np.stack(scaled, axis=1), 1.0 - known)
+    residuals = problem.evaluate(z).residuals[:, rows]
+    order = np.argsort(np.sum(problem.huber(residuals), axis=1))
+    best = order[: restarts - restarts // _SPREAD]
+    rest = order[len(best) :]
+    others = rng.choice(rest, size=min(restarts - len(best), len(rest)), replace=False)
+    return z[np.concatenate([best, others])]
+
+
+def _non_negative(terms: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Least squares with coefficients >= 0 for B problems: terms [B, q, n], target [B, n] -> [B, q].
+
+    Every subset of the few terms is solved, and the best one whose coefficients are positive is taken.
+    """
+    scale = 1.0 / np.maximum(np.linalg.norm(terms, axis=2), 1e-300)
+    terms = terms * scale[:, :, None]
+    gram = np.matmul(terms, terms.swapaxes(1, 2))
+    right = np.matmul(terms, target[..., None])[..., 0]
+    best = np.zeros_like(right)
+    gain = np.zeros(len(right))
+    for count in range(1, right.shape[1] + 1):
+        for subset in combinations(range(right.shape[1]), count):
+            index = list(subset)
+            matrix = gram[:, index][:, :, index] + 1e-12 * np.eye(count)
+            solution = np.linalg.solve(matrix, right[:, index, None])[..., 0]
+            explained = np.sum(solution * right[:, index], axis=1)
+            take = (solution > 0).all(axis=1) & (explained > gain)
+            gain[take] = explained[take]
+            filled = np.zeros_like(best)
+            filled[:, index] = solution
+            best[take] = filled[take]
+    return best * scale
