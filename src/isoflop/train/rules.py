@@ -23,7 +23,8 @@ LOGIT_ELEMENTS = 2**27
 def learning_rate(params_active: float) -> float:
     """Peak AdamW learning rate for a model with this many active non-embedding parameters: a clipped power law."""
     low, high = LEARNING_RATE_BOUNDS
-    return min(high, max(low, LEARNING_RATE_AT_1M * (params_active / 1e6) ** LEARNING_RATE_EXPONENT))
+    rate: float = LEARNING_RATE_AT_1M * (params_active / 1e6) ** LEARNING_RATE_EXPONENT
+    return min(high, max(low, rate))
 
 
 def batch_tokens(flops: float, *, context: int, least_sequences: int = 1) -> int:
@@ -38,7 +39,7 @@ def batch_tokens(flops: float, *, context: int, least_sequences: int = 1) -> int
             n_experts / top_k of them, so that an expert takes at least one token of a group.
     """
     low, high = BATCH_BOUNDS
-    wanted = 2 ** round(math.log2(BATCH_COEFFICIENT * flops**BATCH_EXPONENT))
+    wanted = 2.0 ** round(math.log2(BATCH_COEFFICIENT) + BATCH_EXPONENT * math.log2(flops))
     sequences = max(1, round(min(high, max(low, wanted)) / context))
     if sequences < least_sequences:
         sequences = 1 << (least_sequences - 1).bit_length()

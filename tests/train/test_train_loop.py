@@ -1,0 +1,306 @@
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from isoflop.data import TokenData, evaluation_windows
+from isoflop.errors import InputError, RunError
+from isoflop.nn import Decoder
+from isoflop.spec import count
+from isoflop.train import TrainConfig, load_model, train
+from isoflop.train.optimizer import build_optimizer
+from isoflop.train.run import Run
+
+QUICK = TrainConfig(
+    tokens=20 * 512, batch_tokens=512, learning_rate=1e-2, evaluation_tokens=2048, log_every=4, evaluate_every=8
+)
+TIMINGS = ("tokens_per_second", "flops_per_second", "wall_seconds")
+
+
+def read_metrics(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMINGS} for line in lines]
+
+
+def weights(run):
+    return (sorted((run / "checkpoints").glob("step-*"))[-1] / "model.safetensors").read_bytes()
+
+
+def interrupt_at(monkeypatch, step):
+    """Make training stop with an exception once `step` steps are done, as if the process had died."""
+    original = Run._train_step
+
+    def step_or_die(self):
+        if self.step == step:
+            raise KeyboardInterrupt
+        return original(self)
+
+    monkeypatch.setattr(Run, "_train_step", step_or_die)
+
+
+def train_until(step, spec, config, *, data, out):
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(patch, step)
+        with pytest.raises(KeyboardInterrupt):
+            train(spec, config, data=data, out=out)
+
+
+def test_record_is_complete_and_consistent(tmp_path, moe, data_dir):
+    record = train(moe, QUICK, data=data_dir, out=tmp_path / "run", extra={"study": "s", "architecture": "moe"})
+    counted = count(moe)
+    assert record["status"] == "done"
+    assert record["error"] is None
+    assert record["study"] == "s"
+    assert record["run_id"] == "run"
+    assert record["steps"] == 20
+    assert record["tokens"] == 20 * 512
+    assert record["flops"] == record["tokens"] * counted.training_flops_per_token
+    assert record["params_total"] == sum(p.numel() for p in Decoder(moe).parameters()) - counted.params_embedding
+    assert record["router"] == "token_choice"
+    assert record["n_experts"] == 8
+    assert record["causal"] is True
+    assert 0 < record["loss"] < math.log(257) - 1
+    assert record["bits_per_byte"] == pytest.approx(record["loss"] / math.log(2) / TokenData(data_dir).bytes_per_token)
+    assert 0 < record["loss_std"] < 0.5
+    assert record["load_max"] >= 1
+    assert record["epochs"] > 0
+    assert record == json.loads((tmp_path / "run/result.json").read_text())
+    load_LX = json.loads((tmp_path / "run/expert_load.json").read_text())["load"]
+    assert [len(load_X) for load_X in load_LX] == [8, 8]
+    assert [sum(load_X) for load_X in load_LX] == pytest.approx([1, 1], abs=1e-4)
+
+
+def test_dense_record_has_the_neutral_moe_columns(tmp_path, dense, data_dir):
+    record = train(dense, QUICK, data=data_dir, out=tmp_path / "run")
+    neutral = {"granularity": 1, "expansion_rate": 1, "n_experts": 1, "top_k": 1, "sparsity": 0, "router": "none"}
+    neutral |= {"depth_capacity": 1, "load_max": 1, "dropped_share": 0, "params_router": 0, "loss_sampled": None}
+    assert {name: record[name] for name in neutral} == neutral
+
+
+def test_a_loop_written_out_by_hand_gives_the_same_weights(tmp_path, dense, data_dir):
+    from isoflop.data import Batches
+
+    config = replace(QUICK, evaluate_every=None, warmup_fraction=0.0, weight_decay=0.0)
+    train(dense, config, data=data_dir, out=tmp_path / "run")
+    model = Decoder(dense, seed=0)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0)
+    batches = Batches(TokenData(data_dir), context=16, batch_size=32, seed=0)
+    for step in range(20):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2 * (0.1 + 0.9 * (1 + math.cos(math.pi * step / 19)) / 2)
+        batch = torch.from_numpy(batches.batch(step))
+        logits = model(batch[:, :-1]).logits_BTV
+        loss = torch.nn.functional.cross_entropy(logits.reshape(-1, 257), batch[:, 1:].reshape(-1))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    trained = load_model(tmp_path / "run").model
+    for name, weight in model.named_parameters():
+        assert torch.allclose(weight, trained.get_parameter(name), atol=1e-5), name
+
+
+def test_accumulation_equals_one_batch(tmp_path, dense, data_dir):
+    whole = train(dense, QUICK, data=data_dir, out=tmp_path / "whole")
+    parts = train(dense, replace(QUICK, micro_batch=8), data=data_dir, out=tmp_path / "parts")
+    assert parts["micro_batch"] == 8
+    assert parts["loss"] == pytest.approx(whole["loss"], abs=1e-4)
+
+
+def test_metrics_hold_the_curve(tmp_path, moe, data_dir):
+    train(moe, QUICK, data=data_dir, out=tmp_path / "run")
+    lines = read_metrics(tmp_path / "run")
+    training = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in training] == [1, 4, 8, 12, 16, 20]
+    assert [line["step"] for line in lines if "held_out_loss" in line] == [8, 16, 20]
+    assert training[0]["loss"] > training[-1]["loss"]
+    assert training[-1]["tokens"] == 20 * 512
+    assert {"learning_rate", "grad_norm", "load_max", "router_entropy", "dropped_share"} <= training[0].keys()
+
+
+@pytest.mark.parametrize("kind", ["dense", "moe", "expert_choice"])
+def test_resumed_run_equals_undisturbed_one(tmp_path, data_dir, kind, request):
+    spec = request.getfixturevalue(kind)
+    config = replace(QUICK, checkpoint_steps=3)
+    undisturbed = train(spec, config, data=data_dir, out=tmp_path / "calm")
+    for step in (2, 8, 17):
+        train_until(step, spec, config, data=data_dir, out=tmp_path / "stormy")
+    record = train(spec, config, data=data_dir, out=tmp_path / "stormy")
+    assert read_metrics(tmp_path / "stormy") == read_metrics(tmp_path / "calm")
+    assert weights(tmp_path / "stormy") == weights(tmp_path / "calm")
+    ignored = {*TIMINGS, "run_id"}
+    assert {k: v for k, v in record.items() if k not in ignored} == {
+        k: v for k, v in undisturbed.items() if k not in ignored
+    }
+
+
+@pytest.mark.parametrize("harm", ["truncate", "flip", "delete", "garble_state", "garble_checksums"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(tmp_path, dense, data_dir, caplog, harm):
+    config = replace(QUICK, checkpoint_steps=5)
+    train(dense, config, data=data_dir, out=tmp_path / "calm")
+    train_until(12, dense, config, data=data_dir, out=tmp_path / "run")
+    names = [path.name for path in sorted((tmp_path / "run/checkpoints").iterdir())]
+    assert names == ["step-00000005", "step-00000010"]
+    newest = tmp_path / "run/checkpoints/step-00000010"
+    victim = newest / "optimizer.safetensors"
+    if harm == "truncate":
+        os.truncate(victim, 100)
+    elif harm == "flip":
+        content = bytearray(victim.read_bytes())
+        content[-1] ^= 1
+        victim.write_bytes(content)
+    elif harm == "delete":
+        victim.unlink()
+    elif harm == "garble_state":
+        (newest / "state.json").write_text("{")
+    else:
+        (newest / "checksums.json").write_text("[1]")
+    train(dense, config, data=data_dir, out=tmp_path / "run")
+    assert "step-00000010 is damaged" in caplog.text
+    assert weights(tmp_path / "run") == weights(tmp_path / "calm")
+    assert read_metrics(tmp_path / "run") == read_metrics(tmp_path / "calm")
+
+
+def test_with_every_checkpoint_damaged_it_starts_anew(tmp_path, dense, data_dir):
+    train_until(7, dense, replace(QUICK, checkpoint_steps=5), data=data_dir, out=tmp_path / "run")
+    os.truncate(tmp_path / "run/checkpoints/step-00000005/model.safetensors", 10)
+    with pytest.raises(RunError, match="no sound checkpoint"):
+        load_model(tmp_path / "run")
+    assert train(dense, QUICK, data=data_dir, out=tmp_path / "run")["steps"] == 20
+    assert [line["step"] for line in read_metrics(tmp_path / "run") if "loss" in line] == [1, 4, 8, 12, 16, 20]
+
+
+def test_finished_run_returns_its_record_at_once(tmp_path, dense, data_dir, monkeypatch):
+    record = train(dense, QUICK, data=data_dir, out=tmp_path / "run")
+    interrupt_at(monkeypatch, 0)
+    assert train(dense, replace(QUICK, keep_checkpoints=5), data=data_dir, out=tmp_path / "run") == record
+
+
+def test_another_run_in_the_directory_is_refused(tmp_path, dense, moe, data_dir):
+    train(dense, QUICK, data=data_dir, out=tmp_path / "run")
+    with pytest.raises(InputError, match=r"config.seed is 0 there and 3 here; give") as caught:
+        train(dense, replace(QUICK, seed=3), data=data_dir, out=tmp_path / "run")
+    assert "clip" not in str(caught.value)
+    with pytest.raises(InputError, match=r"spec.experts is None there"):
+        train(moe, QUICK, data=data_dir, out=tmp_path / "run")
+
+
+def test_two_processes_never_train_in_one_directory(tmp_path, dense, data_dir):
+    with pytest.raises(InputError):  # claims nothing, as the data do not fit
+        train(replace(dense, vocab_size=10), QUICK, data=data_dir, out=tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    code = (
+        "import fcntl, sys; lock = open(sys.argv[1], 'w'); fcntl.flock(lock, fcntl.LOCK_EX); print('held', flush=True);"
+        "sys.stdin.read()"
+    )
+    arguments = [sys.executable, "-c", code, str(tmp_path / "run/.lock")]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(RunError, match="another process"):
+            train(dense, QUICK, data=data_dir, out=tmp_path / "run")
+        holder.kill()
+    assert train(dense, QUICK, data=data_dir, out=tmp_path / "run")["status"] == "done"
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_as_diverged(tmp_path, dense, data_dir, monkeypatch):
+    original = Run._train_step
+
+    def poison(self):
+        if self.step == 12:
+            with torch.no_grad():
+                self.model.final_gain.fill_(float("nan"))
+        return original(self)
+
+    monkeypatch.setattr(Run, "_train_step", poison)
+    record = train(dense, replace(QUICK, checkpoint_steps=5), data=data_dir, out=tmp_path / "run")
+    assert record["status"] == "diverged"
+    assert "step 13" in record["error"]
+    assert record["steps"] == 13
+    assert record["loss"] is None
+    assert load_model(tmp_path / "run").step == 10
+    assert train(dense, replace(QUICK), data=data_dir, out=tmp_path / "run") == record
+
+
+def test_a_runaway_loss_ends_the_run_as_diverged(tmp_path, dense, data_dir):
+    config = replace(QUICK, learning_rate=30.0, clip=1e9, tokens=100 * 512, schedule="wsd")
+    record = train(dense, config, data=data_dir, out=tmp_path / "run")
+    assert record["status"] == "diverged"
+    assert "above" in record["error"] or "not finite" in record["error"]
+    assert record["steps"] < 100
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"vocab_size": 50}, "vocab_size is 50"),
+        ({"context": 2**20}, "context is 1048576"),
+    ],
+)
+def test_spec_that_does_not_fit_the_data(tmp_path, dense, data_dir, change, words):
+    config = TrainConfig(tokens=1e8, evaluation_tokens=100)
+    with pytest.raises(InputError, match=words):
+        train(replace(dense, **change), config, data=data_dir, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_out_that_cannot_be_written(tmp_path, dense, data_dir):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"out is .*cannot be written"):
+        train(dense, QUICK, data=data_dir, out=tmp_path / "file" / "run")
+
+
+def test_bfloat16_recomputation_and_thresholds(tmp_path, expert_choice, data_dir):
+    config = replace(QUICK, dtype="bfloat16", activation_checkpointing=True)
+    record = train(expert_choice, config, data=data_dir, out=tmp_path / "run")
+    plain = train(expert_choice, QUICK, data=data_dir, out=tmp_path / "plain")
+    assert record["loss"] == pytest.approx(plain["loss"], abs=0.1)
+    assert record["loss_sampled"] == pytest.approx(record["loss"], abs=0.3)
+    loaded = load_model(tmp_path / "run")
+    loaded.model.expert_choice = "threshold"
+    assert not loaded.model.training
+
+
+def test_recomputation_changes_nothing(tmp_path, moe, data_dir):
+    train(moe, QUICK, data=data_dir, out=tmp_path / "plain")
+    train(moe, replace(QUICK, activation_checkpointing=True), data=data_dir, out=tmp_path / "frugal")
+    assert weights(tmp_path / "plain") == weights(tmp_path / "frugal")
+
+
+def test_decay_acts_on_matrices_alone(moe):
+    model = Decoder(moe)
+    optimizer = build_optimizer(model, TrainConfig(tokens=1), 1e-3)
+    decayed = {id(weight) for weight in optimizer.param_groups[0]["params"]}
+    for name, weight in model.named_parameters():
+        assert (id(weight) in decayed) == (weight.ndim >= 2 and name != "embedding_VD"), name
+
+
+def test_no_checkpoint_is_kept_when_none_is_wanted(tmp_path, dense, data_dir):
+    train(dense, replace(QUICK, keep_checkpoints=0), data=data_dir, out=tmp_path / "run")
+    assert list((tmp_path / "run/checkpoints").iterdir()) == []
+    with pytest.raises(RunError, match="no sound checkpoint"):
+        load_model(tmp_path / "run")
+
+
+def test_load_model_names_what_it_needs(tmp_path, dense, data_dir):
+    with pytest.raises(InputError, match="must be a run directory"):
+        load_model(tmp_path)
+    train(dense, QUICK, data=data_dir, out=tmp_path / "run")
+    checkpoint = tmp_path / "run/checkpoints/step-00000020"
+    loaded = load_model(checkpoint)
+    assert loaded.step == 20
+    assert loaded.spec == dense
+    windows = evaluation_windows(TokenData(data_dir), context=16, tokens=160)
+    tokens = torch.from_numpy(np.ascontiguousarray(windows))
+    assert torch.equal(
+        loaded.model(tokens[:, :-1]).logits_BTV, load_model(tmp_path / "run").model(tokens[:, :-1]).logits_BTV
+    )
+    os.truncate(checkpoint / "model.safetensors", 10)
+    with pytest.raises(RunError, match=r"damaged: model\.safetensors"):
+        load_model(checkpoint)
