@@ -1,0 +1,168 @@
+"""`isoflop study`: run a study, and see where it stands."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from isoflop.cli._common import JsonFlag, print_json, print_table, si
+
+if TYPE_CHECKING:
+    from isoflop.study import Outcome
+
+study_app = typer.Typer(no_args_is_help=True, help="Small runs at equal FLOPs, laws, a plan, and its check.")
+
+
+@study_app.command("run")
+def run(
+    study: Annotated[Path, typer.Argument(help="Study file (YAML).")],
+    out: Annotated[Path | None, typer.Option(help="Directory of the study; default: runs/<name>.")] = None,
+    table: Annotated[Path | None, typer.Option(help="Run table (CSV) whose finished rows are not run again.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print runs, FLOPs and hours; train nothing.")] = False,
+    max_hours: Annotated[float | None, typer.Option(help="Stop after this time; start again to continue.")] = None,
+    only_budget: Annotated[
+        list[float] | None, typer.Option(help="Carry out the runs of this budget alone; may be repeated.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Worker processes; default: one per core or GPU.")] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Carry out a study, or what is left of it: kill it at any moment and start it again."""
+    from isoflop.study import run_study
+
+    try:
+        outcome = run_study(
+            study,
+            out,
+            table=table,
+            workers=workers,
+            max_hours=max_hours,
+            only_budgets=only_budget or (),
+            dry_run=dry_run,
+        )
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command continues where it stopped", err=True)
+        raise typer.Exit(130) from None
+    if json:
+        print_json(_document(outcome, dry_run))
+    elif dry_run:
+        _print_forecast(outcome)
+    else:
+        _print_result(outcome)
+
+
+@study_app.command("status")
+def status(
+    study: Annotated[Path, typer.Argument(help="Directory of a study, or its YAML file.")],
+    json: JsonFlag = False,
+) -> None:
+    """Show how many runs are done, what is running now, what failed and why, and the time left."""
+    from isoflop.study.progress import duration
+    from isoflop.study.run import default_directory
+    from isoflop.study.spec import load_study
+    from isoflop.study.status import study_status
+
+    found = study_status(default_directory(load_study(study)) if study.is_file() else study)
+    if json:
+        print_json(found)
+        return
+    counts = ", ".join(f"{number} {state}" for state, number in sorted(found["counts"].items()))
+    print_table(
+        f"{found['path']}: {found['runs']} runs: {counts}",
+        ["quantity", "value"],
+        [
+            ["FLOPs done", f"{si(found['flops_done'])} of {si(found['flops'])}"],
+            ["time left", duration(found["remaining_seconds"])],
+        ],
+    )
+    if found["running"]:
+        rows = [
+            [run["run_id"], f"{run['step']:,} / {run['steps']:,}", "–" if run["loss"] is None else f"{run['loss']:.4f}"]
+            for run in found["running"]
+        ]
+        print_table("running now", ["run", "step", "training loss"], rows)
+    if found["failed"]:
+        rows = [[run["run_id"], run["status"], run["error"] or ""] for run in found["failed"]]
+        print_table("failed or diverged", ["run", "status", "error"], rows)
+
+
+def _document(outcome: "Outcome", dry_run: bool) -> dict[str, Any]:
+    document: dict[str, Any] = {"path": str(outcome.path), "workers": outcome.workers}
+    document["remaining_seconds"] = outcome.remaining_seconds
+    if dry_run:
+        document["runs"] = [
+            {
+                "run_id": run.run_id,
+                **run.columns,
+                "seed": run.seed,
+                "d_model": run.spec.d_model,
+                "n_layers": run.spec.n_layers,
+                "params_active": run.resolved.count.params_active,
+                "params_total": run.resolved.count.params_total,
+                "tokens": run.resolved.tokens,
+                "flops": run.resolved.flops,
+                "seconds": outcome.seconds[run.run_id],
+            }
+            for run in outcome.runs
+        ]
+        return document
+    return document | {
+        "complete": outcome.complete,
+        "runs": outcome.rows,
+        "fits": outcome.fits,
+        "verification": outcome.verification,
+        "report": None if outcome.report is None else str(outcome.report),
+        "notes": outcome.notes,
+    }
+
+
+def _print_forecast(outcome: "Outcome") -> None:
+    from isoflop.study.progress import duration
+
+    ended = {row["run_id"] for row in outcome.rows}
+    rows = []
+    for run in outcome.runs:
+        counted, seconds = run.resolved.count, outcome.seconds[run.run_id]
+        rows.append(
+            [
+                run.architecture,
+                f"{run.budget:.3g}",
+                f"{run.spec.d_model}×{run.spec.n_layers}",
+                str(run.seed),
+                si(counted.params_active),
+                si(counted.params_total),
+                si(run.resolved.tokens),
+                f"{run.resolved.tokens / outcome.train_tokens:.2f}",
+                f"{run.resolved.steps:,}",
+                "done" if run.run_id in ended else "–" if seconds is None else f"{seconds / 3600:.3f}",
+            ]
+        )
+    print_table(
+        "planned runs",
+        ["architecture", "FLOPs", "d×L", "seed", "active", "total", "tokens", "epochs", "steps", "hours"],
+        rows,
+    )
+    flops = sum(run.resolved.flops for run in outcome.runs if run.run_id not in ended)
+    typer.echo(
+        f"{len(outcome.runs) - len(ended)} runs to do, {flops:.3g} FLOPs, about "
+        f"{duration(outcome.remaining_seconds)} with {outcome.workers} workers"
+    )
+
+
+def _print_result(outcome: "Outcome") -> None:
+    best: dict[tuple[str, float], dict[str, Any]] = {}
+    for row in outcome.rows:
+        key = (row["architecture"], row["budget"])
+        if row.get("loss") is not None and (key not in best or row["loss"] < best[key]["loss"]):
+            best[key] = row
+    rows = [
+        [name, f"{budget:.3g}", f"{row['d_model']}×{row['n_layers']}", si(row["params_active"]), si(row["tokens"]),
+         f"{row['loss']:.4f}"]
+        for (name, budget), row in sorted(best.items(), key=lambda item: (item[0][1], item[1]["loss"]))
+    ]  # fmt: skip
+    print_table(
+        f"{outcome.path}: best run of each architecture and budget",
+        ["architecture", "FLOPs", "d×L", "active", "tokens", "loss"],
+        rows,
+    )
+    for note in outcome.notes:
+        typer.echo(note)

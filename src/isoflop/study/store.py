@@ -1,0 +1,179 @@
+"""The directory of a study. There is no database: every run owns its directory, and tables are rebuilt from those.
+
+`study.yaml`, `plan.json` (the runs that are planned), `runs/<run_id>/` (run directories of the train room, immutable
+once `result.json` exists; `failed.json` in place of it where the run ended with an error), `imported.csv` (rows of a
+committed table), `timing/`, `runs.csv` and `runs.parquet`, `fits.json`, `verification.json`, `report/`.
+"""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from isoflop.errors import InputError, RunError
+from isoflop.study.grid import PlannedRun
+from isoflop.study.table import read_table, write_table
+
+SETTLED = ("done", "diverged")
+"""States of a run that is not carried out again; a failed one is tried anew when the study is started again."""
+
+
+class StudyStore:
+    """The files of one study; many processes may hold one of these on the same directory."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.runs = self.path / "runs"
+        self.timing = self.path / "timing"
+        self._results: dict[str, dict[str, Any]] = {}
+        self._imported: dict[str, dict[str, Any]] = {}
+        self._opened_at = time.time()
+
+    def create(self, yaml_text: str) -> None:
+        """Make the directory and write the study's YAML into it.
+
+        Raises:
+            InputError: if the directory cannot be written.
+        """
+        try:
+            self.runs.mkdir(parents=True, exist_ok=True)
+            self.timing.mkdir(exist_ok=True)
+            self.write_text("study.yaml", yaml_text)
+        except OSError as error:
+            raise InputError(f"out is {self.path}, which cannot be written: {error.strerror}.") from None
+        self.load_imported()
+
+    def load_imported(self) -> None:
+        """Read the rows that were taken over from a committed table, if any were."""
+        imported = self.path / "imported.csv"
+        if imported.exists():
+            self._imported = {row["run_id"]: row for row in read_table(imported)}
+
+    def import_table(self, path: Path) -> int:
+        """Take over the finished rows of a run table, so that they are not run again; their number.
+
+        Raises:
+            InputError: if the table cannot be read or has no run_id.
+        """
+        rows = read_table(path)
+        if rows and "run_id" not in rows[0]:
+            raise InputError(f"table {path} has no column run_id; give the runs.csv of a study.")
+        finished = {row["run_id"]: row for row in rows if row.get("status") in SETTLED}
+        self._imported |= finished
+        write_table(self.path / "imported.csv", list(self._imported.values()))
+        return len(finished)
+
+    def run_directory(self, run_id: str) -> Path:
+        """Where a run lives."""
+        return self.runs / run_id
+
+    def row(self, run_id: str) -> dict[str, Any] | None:
+        """The row of a run that has ended: from its result, from the imported table, or of its failure."""
+        if run_id not in self._results:
+            result = _read_json(self.run_directory(run_id) / "result.json")
+            if result is None:
+                return self._imported.get(run_id) or self.failure(run_id)
+            self._results[run_id] = result
+        return self._results[run_id]
+
+    def rows(self, runs: Sequence[PlannedRun]) -> dict[str, dict[str, Any]]:
+        """The rows of those runs that have ended, by run_id."""
+        found = ((run.run_id, self.row(run.run_id)) for run in runs)
+        return {run_id: row for run_id, row in found if row is not None}
+
+    def failure(self, run_id: str) -> dict[str, Any] | None:
+        """The row of a run that failed while this process (or one beside it) works on the study."""
+        path = self.run_directory(run_id) / "failed.json"
+        try:
+            if path.stat().st_mtime < self._opened_at:
+                return None
+        except OSError:
+            return None
+        return _read_json(path)
+
+    def failures_before(self, run_id: str) -> dict[str, Any] | None:
+        """The row of a run that failed at any time."""
+        return _read_json(self.run_directory(run_id) / "failed.json")
+
+    def write_failure(self, run_id: str, row: Mapping[str, Any]) -> None:
+        """Record that a run ended with an error."""
+        self.run_directory(run_id).mkdir(parents=True, exist_ok=True)
+        self.write_json(f"runs/{run_id}/failed.json", row)
+
+    def is_claimed(self, run_id: str) -> bool:
+        """Whether a process is carrying out the run right now."""
+        path = self.run_directory(run_id) / ".claim"
+        try:
+            with path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    @contextmanager
+    def lock(self, name: str) -> Iterator[None]:
+        """Hold a lock of the whole study; waits for the process that holds it."""
+        with (self.path / f".{name}.lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def export(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write runs.csv, and runs.parquet where pyarrow is installed."""
+        with self.lock("table"):
+            write_table(self.path / "runs.csv", rows)
+            with suppress(ImportError):
+                import pyarrow  # noqa: F401
+
+                write_table(self.path / "runs.parquet", rows)
+
+    def write_plan(self, runs: Sequence[Mapping[str, Any]], *, workers: int) -> None:
+        """Write what is planned, for `study status`."""
+        self.write_json("plan.json", {"workers": workers, "runs": list(runs)})
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """A JSON file of the study, or None.
+
+        Raises:
+            RunError: if it is not JSON.
+        """
+        return _read_json(self.path / name)
+
+    def write_json(self, name: str, values: Mapping[str, Any]) -> None:
+        """Write a JSON file of the study, atomically."""
+        self.write_text(name, json.dumps(values, indent=1, allow_nan=False) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file of the study, atomically."""
+        path = self.path / name
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+
+
+@contextmanager
+def claim(directory: Path) -> Iterator[bool]:
+    """Claim a run for as long as the context lasts; yields whether it worked. A process that dies lets go."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".claim").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError:
+        raise RunError(f"{path} is not valid JSON; remove it to compute it anew.") from None
+    return values
