@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.data import TokenData
+from isoflop.data.manifest import MANIFEST_FILE, TOKENIZER_FILE
 from isoflop.errors import InputError, RunError
 from isoflop.spec import DecoderSpec, save_spec, spec_to_dict
 from isoflop.train.checkpoint import flush_to_disk
@@ -20,8 +21,8 @@ from isoflop.train.config import OPERATIONAL, TrainConfig
 class RunDirectory:
     """A run on disk.
 
-    `spec.yaml`, `config.json`, `data.json` with copies of the data's manifest and tokenizer, `run.json` (what decides
-    the outcome), `metrics.jsonl`, `checkpoints/`, `expert_load.json` and, last, `result.json`.
+    `spec.yaml`, `config.json`, copies of the data's `manifest.json` and `tokenizer.json`, `run.json` (what decides the
+    outcome), `metrics.jsonl`, `checkpoints/`, `expert_load.json` and, last, `result.json`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,8 +50,7 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             save_spec(spec, self.path / "spec.yaml")
             self._write("config.json", config.to_dict())
-            self._write("data.json", {"path": str(data.path.resolve()), "bytes_per_token": data.bytes_per_token})
-            for name in ("manifest.json", "tokenizer.json"):
+            for name in (MANIFEST_FILE, TOKENIZER_FILE):
                 if (data.path / name).exists():
                     shutil.copyfile(data.path / name, self.path / name)
             self._write("run.json", wanted)
@@ -113,12 +113,12 @@ class RunDirectory:
 def _description(spec: DecoderSpec, config: TrainConfig, data: TokenData) -> dict[str, Any]:
     """What decides the outcome of a run."""
     settings = {name: value for name, value in config.to_dict().items() if name not in OPERATIONAL}
-    return {"spec": spec_to_dict(spec), "config": settings, "data": data_fingerprint(data)}
+    return {"spec": spec_to_dict(spec), "config": settings, "data": _fingerprint(data)}
 
 
-def data_fingerprint(data: TokenData) -> str:
+def _fingerprint(data: TokenData) -> str:
     """SHA-256 of the data's manifest, which holds the hashes of its shards."""
-    return hashlib.sha256((data.path / "manifest.json").read_bytes()).hexdigest()
+    return hashlib.sha256((data.path / MANIFEST_FILE).read_bytes()).hexdigest()
 
 
 def _differences(stored: Any, wanted: Any, name: str = "") -> Iterator[str]:

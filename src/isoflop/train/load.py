@@ -1,13 +1,13 @@
 """A trained model back from its run directory or from one of its checkpoints."""
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from isoflop.data.manifest import MANIFEST_FILE, TOKENIZER_FILE, Manifest, read_manifest
+from isoflop.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from isoflop.errors import InputError, RunError
 from isoflop.nn import Decoder
 from isoflop.spec import DecoderSpec, load_spec
@@ -26,8 +26,13 @@ class LoadedModel:
     """Its run directory."""
     step: int
     """Optimiser steps that it has been trained for."""
-    data: Mapping[str, Any]
-    """`path` of the data directory that it was trained on, and `bytes_per_token` of its validation split."""
+    manifest: Manifest
+    """Of the data that it was trained on."""
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of that data; only a subword one needs the tokenizers library."""
+        return ByteTokenizer() if self.manifest.tokenizer == "bytes" else load_tokenizer(self.run / TOKENIZER_FILE)
 
 
 def load_model(path: str | Path, *, device: torch.device | str | None = None) -> LoadedModel:
@@ -39,7 +44,7 @@ def load_model(path: str | Path, *, device: torch.device | str | None = None) ->
     """
     path = Path(path)
     run = path.parent.parent if path.parent.name == "checkpoints" else path
-    if not (run / "spec.yaml").is_file() or not (run / "data.json").is_file():
+    if not (run / "spec.yaml").is_file() or not (run / MANIFEST_FILE).is_file():
         raise InputError(f"run is {path}; it must be a run directory of `isoflop train` or one of its checkpoints.")
     if run == path:
         checkpoint = newest_checkpoint(run / "checkpoints")
@@ -54,5 +59,4 @@ def load_model(path: str | Path, *, device: torch.device | str | None = None) ->
     model = Decoder(spec, device=device)
     checkpoint.load_model(model)
     model.eval()
-    data = json.loads((run / "data.json").read_text(encoding="utf-8"))
-    return LoadedModel(model=model, spec=spec, run=run, step=checkpoint.state["step"], data=data)
+    return LoadedModel(model=model, spec=spec, run=run, step=checkpoint.state["step"], manifest=read_manifest(run))

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from isoflop.data import TokenData
+from isoflop.data import Batches, TokenData, evaluation_windows
 from isoflop.errors import InputError
 from isoflop.spec import DecoderSpec
 from isoflop.train.config import TrainConfig
@@ -49,7 +49,13 @@ def train(
     """
     tokens = data if isinstance(data, TokenData) else TokenData(data)
     plan = resolve(spec, config)
-    _check_data(spec, tokens)
+    if spec.vocab_size < tokens.vocab_size:
+        raise InputError(
+            f"vocab_size is {spec.vocab_size}; the data at {tokens.path} has {tokens.vocab_size} token ids, so it must "
+            f"be at least that."
+        )
+    batches = Batches(tokens, context=spec.context, batch_size=plan.sequences, seed=config.seed)
+    windows_WT = evaluation_windows(tokens, context=spec.context, tokens=config.evaluation_tokens)
     directory = RunDirectory(Path(out))
     device = choose_device(config.device)
     ranks = join(device)
@@ -71,24 +77,19 @@ def train(
         with directory.lock() if ranks.rank == 0 else nullcontext():
             record = directory.result()
             if record is None:
-                run = Run(spec, config, plan, tokens, directory, device, ranks)
+                run = Run(
+                    spec,
+                    config,
+                    plan,
+                    batches=batches,
+                    windows_WT=windows_WT,
+                    bytes_per_token=tokens.bytes_per_token,
+                    directory=directory,
+                    device=device,
+                    ranks=ranks,
+                )
                 record = run.complete(progress, extra or {})
             ranks.barrier()
             return record
     finally:
         torch.set_num_threads(threads)
-
-
-def _check_data(spec: DecoderSpec, data: TokenData) -> None:
-    if spec.vocab_size < data.vocab_size:
-        raise InputError(
-            f"vocab_size is {spec.vocab_size}; the data at {data.path} has {data.vocab_size} token ids, so it must be "
-            f"at least that."
-        )
-    for split in ("train", "validation"):
-        length = len(data.tokens(split))
-        if length <= spec.context:
-            raise InputError(
-                f"context is {spec.context}; the {split} split of {data.path} has {length} tokens, so it must be less "
-                f"than that."
-            )

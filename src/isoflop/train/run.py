@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from isoflop.data import Batches, TokenData, evaluation_windows
+from isoflop.data import Batches
 from isoflop.nn import Decoder, ExpertStatistics, calibrate_thresholds
 from isoflop.spec import DecoderSpec
 from isoflop.train.checkpoint import model_tensors, newest_checkpoint, prune, save_checkpoint
@@ -45,15 +45,17 @@ class Run:
         spec: DecoderSpec,
         config: TrainConfig,
         plan: Resolved,
-        data: TokenData,
+        *,
+        batches: Batches,
+        windows_WT: np.ndarray,
+        bytes_per_token: float,
         directory: RunDirectory,
         device: torch.device,
         ranks: Ranks,
     ) -> None:
-        self.spec, self.config, self.plan, self.data = spec, config, plan, data
+        self.spec, self.config, self.plan = spec, config, plan
+        self.batches, self.windows_WT, self.bytes_per_token = batches, windows_WT, bytes_per_token
         self.directory, self.device, self.ranks = directory, device, ranks
-        self.batches = Batches(data, context=spec.context, batch_size=plan.sequences, seed=config.seed)
-        self.windows_WT = evaluation_windows(data, context=spec.context, tokens=config.evaluation_tokens)
         self.dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
         self.model = Decoder(spec, seed=config.seed, device=device)
         self.model.activation_checkpointing = config.activation_checkpointing
@@ -128,7 +130,7 @@ class Run:
             steps=self.step,
             epochs=self.batches.epochs(self.step),
             wall_seconds=self.wall_seconds,
-            bytes_per_token=self.data.bytes_per_token,
+            bytes_per_token=self.bytes_per_token,
             evaluation=evaluation,
             loss_sampled=loss_sampled,
             train_loss=self.train_loss,

@@ -1,0 +1,75 @@
+"""`isoflop sample`: text from a trained model."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from isoflop.cli._common import JsonFlag, print_json
+from isoflop.errors import InputError, RunError
+
+_NEW_TOKENS = 200
+
+
+def sample(
+    run: Annotated[Path, typer.Argument(help="Run directory of `isoflop train`, or one of its checkpoints.")],
+    prompt: Annotated[str, typer.Option(help="Text to continue; empty: the start of a document.")] = "",
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(help=f"Tokens to generate; default: {_NEW_TOKENS}, or as many as the context still holds."),
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="0 is greedy; higher is more varied.")] = 0.8,
+    top_p: Annotated[float, typer.Option(help="Draw from the smallest set of tokens with this probability.")] = 0.95,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
+    n: Annotated[int, typer.Option(help="Continuations to generate.")] = 1,
+    device: Annotated[
+        str | None, typer.Option(help="Device such as cpu or cuda; default: cuda if there is one.")
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Continue a text with a trained model, up to the end of the document or --max-new-tokens."""
+    if n < 1:
+        raise InputError(f"n is {n}; it must be at least 1.")
+    from rich.console import Console
+
+    from isoflop.sample import generate
+    from isoflop.train import load_model
+    from isoflop.train.distributed import choose_device
+
+    loaded = load_model(run, device=choose_device(device))
+    model, tokenizer, end = loaded.model, loaded.tokenizer, loaded.manifest.end_of_document
+    routers = [layer.router for layer in model.moe_layers if layer.router.is_expert_choice]
+    if not all(router.is_calibrated() for router in routers):
+        raise RunError(
+            f"{run} is an expert-choice model at step {loaded.step} of an unfinished run; the thresholds by which its "
+            f"experts choose tokens when sampling are set at the end of training."
+        )
+    model.expert_choice = "threshold"
+    try:
+        tokens = tokenizer.encode(prompt) or [end]
+    except UnicodeEncodeError:
+        raise InputError("prompt is not valid Unicode text.") from None
+    if max_new_tokens is None:
+        max_new_tokens = max(1, min(_NEW_TOKENS, loaded.spec.context - len(tokens)))
+    console = Console(stderr=True)
+    with console.status("sampling"):
+        rows = generate(
+            model,
+            [tokens] * n,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            stop=end,
+        )
+    texts = [tokenizer.decode(row) for row in rows]
+    if json:
+        samples = [{"text": text, "tokens": len(row)} for text, row in zip(texts, rows, strict=True)]
+        settings = {"temperature": temperature, "top_p": top_p, "seed": seed, "step": loaded.step}
+        print_json({"run": str(run), "prompt": prompt, "samples": samples, **settings})
+        return
+    for number, text in enumerate(texts, start=1):
+        if n > 1:
+            sys.stdout.write(f"--- {number} of {n}\n")
+        sys.stdout.write(f"{prompt}{text}\n")
