@@ -78,15 +78,21 @@ class Problem:
         scaled = [parameters[p.name] * at_reference[p.name] for p in self.coefficients]
         return np.concatenate([*scaled, *(parameters[p.name] for p in self.exponents)], axis=1)
 
-    def bounds(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Lower and upper bounds [B, p] of the coordinates; those of s move with θ."""
+    def clip(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Coordinates [B, p] projected on the bounds, and the bounds there; those of s move with θ."""
+        first = len(self.coefficients)
+        z = z.copy()
+        z[:, first:] = np.clip(z[:, first:], [p.lower for p in self.exponents], [p.upper for p in self.exponents])
         at_reference = self.form.terms(self.reference, self.theta(z))
-        ones = np.ones((len(z), 1))
         both = []
         for side in ("lower", "upper"):
-            scaled = [getattr(p, side) * at_reference[p.name] * ones for p in self.coefficients]
-            both.append(np.concatenate([*scaled, *(getattr(p, side) * ones for p in self.exponents)], axis=1))
-        return both[0], both[1]
+            bounds = np.empty_like(z)
+            for j, p in enumerate(self.coefficients):
+                value = getattr(p, side)
+                bounds[:, j] = value if value == 0 or np.isinf(value) else (value * at_reference[p.name])[..., 0]
+            bounds[:, first:] = [getattr(p, side) for p in self.exponents]
+            both.append(bounds)
+        return np.clip(z, *both), *both
 
     # objective and derivatives
 
@@ -148,13 +154,6 @@ class Problem:
         inner = outer if np.isinf(self.delta) else np.matmul(jacobian * inside[:, None, :], transposed)
         return gradient, inner, outer
 
-    def with_delta(self, huber_delta: float) -> "Problem":
-        """The same problem with another delta."""
-        other = object.__new__(Problem)
-        other.__dict__.update(self.__dict__)
-        other.delta = huber_delta
-        return other
-
 
 @dataclass
 class _Point:
@@ -182,7 +181,9 @@ def minimise(
     """Minimise from every row of `start` [B, p], with row weights [B, n] if given."""
     chunk = max(1, _CHUNK // len(problem.log_loss))
     parts = [
-        _minimise(problem, start[low : low + chunk], None if weights is None else weights[low : low + chunk], max_iterations)
+        _minimise(
+            problem, start[low : low + chunk], None if weights is None else weights[low : low + chunk], max_iterations
+        )
         for low in range(0, len(start), chunk)
     ]
     return Solution(
@@ -193,7 +194,7 @@ def minimise(
 
 
 def _minimise(problem: Problem, start: np.ndarray, weights: np.ndarray | None, max_iterations: int) -> Solution:
-    z = np.clip(start, *problem.bounds(start))
+    z, lower, upper = problem.clip(start)
     point = problem.evaluate(z)
 
     def total(point: _Point, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
@@ -207,15 +208,15 @@ def _minimise(problem: Problem, start: np.ndarray, weights: np.ndarray | None, m
     floor = 1e-27 * len(problem.log_loss)  # residuals that are rounding
     active = np.arange(len(z))
     for _ in range(max_iterations):
-        lower, upper = problem.bounds(z[active])
-        step, decrement[active] = _step(z[active], gradient[active], inner[active], outer[active], damping[active], lower, upper)
+        step, decrement[active] = _step(
+            z[active], gradient[active], inner[active], outer[active], damping[active], lower[active], upper[active]
+        )
         settled = decrement[active] <= 1e-11 * objective[active] + floor
         if settled.any():
             active, step = active[~settled], step[~settled]
             if not len(active):
                 break
-        trial = z[active] + step
-        trial = np.clip(trial, *problem.bounds(trial))
+        trial, trial_lower, trial_upper = problem.clip(z[active] + step)
         point = problem.evaluate(trial)
         value = total(point, active)
         better = value < objective[active]
@@ -224,6 +225,7 @@ def _minimise(problem: Problem, start: np.ndarray, weights: np.ndarray | None, m
         if better.any():
             moved = active[better]
             z[moved], objective[moved] = trial[better], value[better]
+            lower[moved], upper[moved] = trial_lower[better], trial_upper[better]
             gradient[moved], inner[moved], outer[moved] = problem.normal_equations(
                 point.take(better), None if weights is None else weights[moved]
             )
@@ -244,9 +246,10 @@ def _step(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Damped step [B, p], and the gain that reweighted least squares promises [B]; parameters at a bound stay there."""
     held = ((z <= lower) & (gradient > 0)) | ((z >= upper) & (gradient < 0))
+    curvature = np.einsum("bii->bi", outer)
+    held |= curvature <= 1e-24 * np.max(curvature, axis=1, keepdims=True)  # the rows say nothing about this one
     slope = np.where(held, 0.0, gradient)
-    mask = (~held).astype(float)
-    scale = mask / np.sqrt(np.maximum(np.einsum("bii->bi", outer), _TINY))
+    scale = np.where(held, 0.0, 1.0 / np.sqrt(np.maximum(curvature, _TINY)))
     both = scale[:, :, None] * scale[:, None, :]
     eye = np.eye(z.shape[1])
     ridge = eye * (held + 1e-13)[:, :, None]

@@ -12,7 +12,9 @@ _SPREAD = 2  # one start of every so many is drawn from the whole grid, the othe
 
 def starts(problem: Problem, restarts: int, rng: np.random.Generator) -> np.ndarray:
     """Coordinates [restarts, p] of distinct starting points, the most promising first."""
-    grid = np.array(list(product(*(p.starts for p in problem.exponents))), dtype=float).reshape(-1, len(problem.exponents))
+    grid = np.array(list(product(*(p.starts for p in problem.exponents))), dtype=float).reshape(
+        -1, len(problem.exponents)
+    )
     rows = np.linspace(0, len(problem.log_loss) - 1, min(_ROWS, len(problem.log_loss))).round().astype(int)
     coefficients = np.zeros((len(grid), len(problem.coefficients)))
     z = np.concatenate([coefficients, grid], axis=1)
@@ -24,7 +26,10 @@ def starts(problem: Problem, restarts: int, rng: np.random.Generator) -> np.ndar
         wide = np.broadcast_to(value, (len(grid), len(problem.log_loss)))
         return wide[:, rows] / loss
 
-    known = sum((on_rows(point.coefficients[name] * point.terms[name]) for name in problem.pinned if name in point.terms), np.zeros(shape))
+    known = sum(
+        (on_rows(point.coefficients[name] * point.terms[name]) for name in problem.pinned if name in point.terms),
+        np.zeros(shape),
+    )
     scaled = [on_rows(point.terms[p.name] / point.at_reference[p.name]) for p in problem.coefficients]
     if scaled:
         z[:, : len(scaled)] = _non_negative(np.stack(scaled, axis=1), 1.0 - known)

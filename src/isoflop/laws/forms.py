@@ -4,7 +4,7 @@ To add a law, write a class like the two below and list it in FORMS. Nothing els
 points, bounds, intervals and JSON follow from what the class declares.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar, Final
@@ -103,8 +103,12 @@ class Chinchilla(Form):
         Parameter(name="B", meaning="coefficient of data, nats · tokens^beta"),
     )
     exponents = (
-        Parameter(name="alpha", meaning="exponent of size", upper=2.0, starts=(0.05, 0.1, 0.2, 0.3, 0.45, 0.65, 0.9, 1.3)),
-        Parameter(name="beta", meaning="exponent of data", upper=2.0, starts=(0.05, 0.1, 0.2, 0.3, 0.45, 0.65, 0.9, 1.3)),
+        Parameter(
+            name="alpha", meaning="exponent of size", upper=2.0, starts=(0.05, 0.1, 0.2, 0.3, 0.45, 0.65, 0.9, 1.3)
+        ),
+        Parameter(
+            name="beta", meaning="exponent of data", upper=2.0, starts=(0.05, 0.1, 0.2, 0.3, 0.45, 0.65, 0.9, 1.3)
+        ),
     )
     asymptote = "E"
 
@@ -183,8 +187,3 @@ def form_named(name: str) -> Form:
     if name not in FORMS:
         raise InputError(f"law is {name!r}; allowed: {', '.join(FORMS)}.")
     return FORMS[name]
-
-
-def free(form: Form, pinned: Mapping[str, float]) -> Iterator[Parameter]:
-    """The parameters that are not pinned."""
-    return (parameter for parameter in form.parameters if parameter.name not in pinned)

@@ -1,0 +1,85 @@
+"""Which rows a fit may use, and one clear sentence about the first that it may not."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from isoflop.errors import InputError
+from isoflop.laws.forms import Form
+from isoflop.laws.reading import derive
+from isoflop.laws.table import RunTable
+
+Runs = RunTable | Mapping[str, Any] | Sequence[Mapping[str, Any]]
+"""A run table, columns by name, or a list of rows."""
+
+
+def as_table(runs: Runs) -> RunTable:
+    """Runs as a table."""
+    if isinstance(runs, RunTable):
+        return runs
+    if isinstance(runs, Mapping):
+        arrays = dict(zip(runs, np.broadcast_arrays(*(np.atleast_1d(value) for value in runs.values())), strict=True))
+        length = len(next(iter(arrays.values()))) if arrays else 0
+        return RunTable({name: values[i].item() for name, values in arrays.items()} for i in range(length))
+    return RunTable(runs)
+
+
+def fit_rows(runs: Runs, form: Form) -> tuple[RunTable, int]:
+    """The finished rows, checked, and how many were left out because they did not finish.
+
+    Raises:
+        InputError: naming row, column and remedy, if a value is missing, not positive or infinite, a run is there
+            twice, a column is absent, or a column that the law does not know varies.
+    """
+    table = as_table(runs)
+    if not len(table):
+        raise InputError(f"{table.source} has no rows; a fit needs finished runs.")
+    done = derive(table.usable())
+    if not len(done):
+        raise InputError(f"none of the {len(table)} rows of {table.source} has status done; a fit needs finished runs.")
+    for column in (*form.columns, "loss"):
+        _check_values(done, column)
+    _check_twins(done)
+    for column in form.fixed:
+        if column in done:
+            values = np.unique(done.numeric(column))
+            if len(values) > 1:
+                raise InputError(
+                    f"law {form.name} holds for one {column}, but {done.source} has {_listed(values)}; keep one, as with "
+                    f'--where "{column}={values[-1]:g}".'
+                )
+    return done, len(table) - len(done)
+
+
+def _check_values(table: RunTable, column: str) -> None:
+    values = table.numeric(column)
+    bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
+    if not len(bad):
+        return
+    row = int(bad[0])
+    value = values[row]
+    more = f" (and {len(bad) - 1} more rows)" if len(bad) > 1 else ""
+    problem = "is missing" if np.isnan(value) else f"is {value:g}, which is not a positive, finite number"
+    raise InputError(
+        f"{table.source} {table.labels[row]}: {column} {problem}{more}; fill in its value, or give the run the status "
+        "failed to leave it out of fits."
+    )
+
+
+def _check_twins(table: RunTable) -> None:
+    seen: dict[Any, int] = {}
+    by_id = "run_id" in table and all(value is not None for value in table["run_id"])
+    for index, row in enumerate(table.rows):
+        key = row["run_id"] if by_id else tuple(sorted((name, repr(value)) for name, value in row.items()))
+        if key in seen:
+            what = f"run_id {key} is" if by_id else "every column is"
+            raise InputError(
+                f"{table.source} {table.labels[index]}: {what} the same as in {table.labels[seen[key]]}; delete one of "
+                "the two, or give repeats their own seed."
+            )
+        seen[key] = index
+
+
+def _listed(values: Iterable[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)

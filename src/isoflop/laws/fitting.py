@@ -1,0 +1,168 @@
+"""Fit a law to runs: global, robust, with bootstrap draws."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from isoflop.errors import InputError
+from isoflop.laws._diagnosis import diagnose
+from isoflop.laws._rows import Runs, fit_rows
+from isoflop.laws._solver import Problem, minimise
+from isoflop.laws._starts import starts
+from isoflop.laws.forms import Form, form_named
+from isoflop.laws.result import Fit
+from isoflop.laws.table import RunTable
+
+_TOGETHER = 2_000_000  # resamples × rows whose weights are held in memory at once
+
+
+def fit(
+    runs: Runs,
+    law: str | Form = "chinchilla",
+    *,
+    huber_delta: float | None = 1e-3,
+    bootstrap: int = 0,
+    pinned: Mapping[str, float] | None = None,
+    seed: int = 0,
+    restarts: int = 16,
+    groups: str | None = None,
+) -> Fit:
+    """Minimise the sum over rows of Huber(ln L - ln L̂) over a law's parameters.
+
+    Starts come from a grid over the exponents with the best coefficients at each point; all of them, and all
+    bootstrap resamples, are polished side by side (see isoflop.laws._solver).
+
+    Args:
+        runs: finished runs; rows whose status is not `done` are counted and left out.
+        law: name of a law form, or a Form.
+        huber_delta: residual of ln L beyond which the loss is linear; None: least squares.
+        bootstrap: number of resamples of the rows, drawn with replacement; 0: no intervals.
+        pinned: parameters that are given, not fitted.
+        seed: of restarts and resamples.
+        restarts: starting points that are polished; the status is judged by their agreement.
+        groups: column whose values are resampled as wholes (a run's several rows, a family); default: rows.
+
+    Raises:
+        InputError: if rows are unusable (naming row, column and remedy) or too few, or an argument is out of range.
+    """
+    form = form_named(law) if isinstance(law, str) else law
+    table, left_out = fit_rows(runs, form)
+    fixed = check_options(form, huber_delta=huber_delta, bootstrap=bootstrap, pinned=pinned, restarts=restarts)
+    free = len(form.names) - len(fixed)
+    if len(table) < free:
+        raise InputError(
+            f"law {form.name} has {free} free parameters and {table.source} only {len(table)} usable rows; add runs, or pin "
+            "parameters."
+        )
+    columns = {name: table.numeric(name) for name in form.columns}
+    problem = Problem(form, columns, table.numeric("loss"), pinned=fixed, huber_delta=huber_delta)
+    rng = np.random.default_rng(seed)
+    solution = minimise(problem, starts(problem, restarts, rng))
+    best = solution.coordinates[[solution.best()]]
+    diagnosis = diagnose(problem, solution)
+    draws = {}
+    if bootstrap:
+        coordinates = bootstrap_draws(problem, best, resampler(table, groups), bootstrap, rng)
+        draws = {name: values[:, 0] for name, values in problem.parameters(coordinates).items()}
+    return Fit(
+        form=form,
+        parameters={name: float(values[0, 0]) for name, values in problem.parameters(best).items()},
+        status=diagnosis.status,
+        message=diagnosis.message,
+        objective=float(solution.objective[solution.best()]),
+        condition=diagnosis.condition,
+        n_left_out=left_out,
+        huber_delta=huber_delta,
+        pinned=fixed,
+        residuals=problem.evaluate(best).residuals[0],
+        draws=draws,
+        runs=table,
+        seed=seed,
+        restarts=restarts,
+        warnings=_mixed(table, form),
+    )
+
+
+def check_options(
+    form: Form, *, huber_delta: float | None, bootstrap: int, pinned: Mapping[str, float] | None, restarts: int
+) -> dict[str, float]:
+    """The pinned parameters as floats, after all checks of a fit's arguments."""
+    if huber_delta is not None and not 0 < huber_delta < np.inf:
+        raise InputError(f"huber_delta is {huber_delta:g}; it must be positive, or None for least squares.")
+    if bootstrap < 0 or 0 < bootstrap < 20:
+        raise InputError(f"bootstrap is {bootstrap}; it must be 0 or at least 20 resamples.")
+    if restarts < 2:
+        raise InputError(f"restarts is {restarts}; it must be at least 2, since their agreement is the check.")
+    fixed = {name: float(value) for name, value in (pinned or {}).items()}
+    known = {parameter.name: parameter for parameter in form.parameters}
+    for name, value in fixed.items():
+        if name not in known:
+            raise InputError(f"pinned parameter {name} is not in law {form.name}; it has {', '.join(known)}.")
+        if not (np.isfinite(value) and known[name].lower <= value <= known[name].upper):
+            raise InputError(
+                f"pinned {name} is {value:g}; it must be between {known[name].lower:g} and {known[name].upper:g}."
+            )
+    if len(fixed) == len(known):
+        raise InputError(f"all parameters of law {form.name} are pinned; leave at least one to fit.")
+    return fixed
+
+
+class Resampler:
+    """Draws how often each of n rows stands in a resample."""
+
+    def __init__(self, n_rows: int, group_of_row: np.ndarray | None) -> None:
+        self.group_of_row = np.arange(n_rows) if group_of_row is None else group_of_row
+        self.n_units = int(self.group_of_row.max()) + 1
+        self.n_rows = n_rows
+
+    def weights(self, count: int, distinct: int, rng: np.random.Generator) -> np.ndarray:
+        """Counts [count, n]; a resample with fewer than `distinct` different rows is drawn again."""
+        weights = np.empty((count, self.n_rows))
+        todo = np.arange(count)
+        for _ in range(100):
+            picked = rng.integers(self.n_units, size=(len(todo), self.n_units))
+            offset = np.arange(len(todo))[:, None] * self.n_units
+            counts = np.bincount((picked + offset).ravel(), minlength=len(todo) * self.n_units)
+            weights[todo] = counts.reshape(len(todo), self.n_units)[:, self.group_of_row]
+            todo = todo[np.count_nonzero(weights[todo], axis=1) < distinct]
+            if not len(todo):
+                return weights
+        raise InputError(
+            f"{self.n_units} groups with {self.n_rows} rows almost never give a resample with {distinct} different rows; use "
+            "smaller groups, or fit without a bootstrap."
+        )
+
+
+def resampler(table: RunTable, groups: str | None) -> Resampler:
+    """Resample rows, or the values of one column as wholes."""
+    if groups is None:
+        return Resampler(len(table), None)
+    labels = {value: index for index, value in enumerate(dict.fromkeys(table[groups].tolist()))}
+    if len(labels) < 2:
+        raise InputError(f"groups is {groups}, which has one value; a bootstrap needs at least two groups.")
+    return Resampler(len(table), np.array([labels[value] for value in table[groups].tolist()]))
+
+
+def bootstrap_draws(
+    problem: Problem, best: np.ndarray, resample: Resampler, count: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Coordinates [count, p] of fits to resamples, each started at the fit to all rows [1, p]."""
+    size = max(1, _TOGETHER // resample.n_rows)
+    parts = []
+    for low in range(0, count, size):
+        weights = resample.weights(min(size, count - low), problem.size, rng)
+        parts.append(minimise(problem, np.repeat(best, len(weights), axis=0), weights).coordinates)
+    return np.concatenate(parts)
+
+
+def _mixed(table: RunTable, form: Form) -> list[str]:
+    """What the rows mix although the law does not tell it apart."""
+    sentences = []
+    for column in ("expansion_rate", "granularity", "router"):
+        if column in form.columns or column not in table:
+            continue
+        values = dict.fromkeys(table[column].tolist())
+        if len(values) > 1:
+            listed = ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+            sentences.append(f"the rows mix {column} {listed}, which law {form.name} does not tell apart.")
+    return sentences

@@ -1,0 +1,101 @@
+"""A law with its constants: what predicts a loss."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from isoflop.errors import InputError
+from isoflop.laws.forms import Form
+from isoflop.laws.table import RunTable, as_columns
+
+
+@dataclass(frozen=True, kw_only=True)
+class Law:
+    """A law form with constants, where they come from and what they hold for."""
+
+    name: str
+    """Name for people: that of a published law, or what was fitted."""
+    form: Form
+    """The equation."""
+    parameters: Mapping[str, float]
+    """Constants by name."""
+    source: str
+    """Paper and arXiv id, or the runs that were fitted."""
+    convention: str
+    """How flops were counted, a key of `isoflop.spec.CONVENTIONS`."""
+    symbols: str = ""
+    """What N, D and G mean in this law, where that differs from the standard columns."""
+    range: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Smallest and largest value of each column for which the constants are supported by runs."""
+    fixed: Mapping[str, float] = field(default_factory=dict)
+    """Columns that the law does not know and their one value, such as expansion_rate."""
+    active_share: float = 1.0
+    """params_active / params_total of the models."""
+    warnings: list[str] = field(default_factory=list, compare=False)
+    """What the predictions made so far stand outside of; `predict` appends."""
+
+    @property
+    def asymptote(self) -> float:
+        """The loss that no budget buys, nats per token."""
+        return float(self.parameters[self.form.asymptote])
+
+    def predict(self, runs: RunTable | Mapping[str, Any]) -> np.ndarray:
+        """Loss [n] in nats per token of rows or columns; what is outside `range` is said in `warnings`.
+
+        Raises:
+            InputError: if a column is absent or not positive, or a fixed column has another value.
+        """
+        columns = self.checked(runs)
+        return self.form.predict(columns, self.parameters)
+
+    def checked(self, runs: RunTable | Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The columns that the law reads, after all checks."""
+        columns = as_columns(runs, self.form.columns)
+        for name, values in columns.items():
+            if not (np.all(np.isfinite(values)) and np.all(values > 0)):
+                wrong = values[~(np.isfinite(values) & (values > 0))][0]
+                raise InputError(f"{name} is {wrong:g}; a prediction needs positive, finite values.")
+        for name, value in self.fixed.items():
+            if name not in runs:
+                continue
+            given = as_columns(runs, [name])[name]
+            if not np.allclose(given, value, rtol=1e-6):
+                other = given[~np.isclose(given, value, rtol=1e-6)][0]
+                raise InputError(f"{name} is {other:g}; law {self.name} holds for {name} {value:g} alone.")
+        for sentence in self._outside(runs, columns):
+            if sentence not in self.warnings:
+                self.warnings.append(sentence)
+        return columns
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionary for JSON; `law_from_dict` reads it."""
+        return {
+            "law": self.form.name,
+            "name": self.name,
+            "parameters": {name: float(value) for name, value in self.parameters.items()},
+            "source": self.source,
+            "convention": self.convention,
+            "symbols": self.symbols,
+            "range": {name: list(bounds) for name, bounds in self.range.items()},
+            "fixed": dict(self.fixed),
+            "active_share": self.active_share,
+        }
+
+    def _outside(self, runs: RunTable | Mapping[str, Any], columns: Mapping[str, np.ndarray]) -> list[str]:
+        sentences = []
+        for name, (low, high) in self.range.items():
+            if name in columns:
+                values = columns[name]
+            elif name in runs:
+                values = as_columns(runs, [name])[name]
+            elif name == "flops" and {"params_total", "tokens"} <= columns.keys():
+                values = 6 * self.active_share * columns["params_total"] * columns["tokens"]
+            else:
+                continue
+            if np.any(values < low * (1 - 1e-9)) or np.any(values > high * (1 + 1e-9)):
+                sentences.append(
+                    f"{name} outside {low:.3g} to {high:.3g}, which law {self.name} was fitted on: an extrapolation."
+                )
+        return sentences

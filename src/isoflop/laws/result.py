@@ -1,0 +1,280 @@
+"""What a fit gives back."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from isoflop.errors import InputError
+from isoflop.laws._diagnosis import Status, noise_scale
+from isoflop.laws.forms import Form, form_named
+from isoflop.laws.law import Law
+from isoflop.laws.table import RunTable
+
+_FAR = 10.0  # budgets beyond this multiple of the fit's largest are an extrapolation
+_FEW = 30  # fewer residuals than this above the parameters are not resampled
+_SAMPLES = 4000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holdout:
+    """How well a law that never saw the largest runs predicts them."""
+
+    by: str
+    """Column that decides which runs are large."""
+    threshold: float
+    """The rows at or above this value were held out."""
+    n_fit: int
+    n_held_out: int
+    rmse: float
+    """Root mean square of ln(measured / predicted) over the rows held out."""
+    bias: float
+    """Mean of the same: positive where the law was too optimistic."""
+    status: Status
+    """Of the fit without them."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionary for JSON."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """A law fitted to runs, and how far to trust it."""
+
+    form: Form
+    parameters: dict[str, float]
+    """Fitted and pinned constants by name."""
+    status: Status
+    """converged, bound_hit, not_identified or failed: judged by restarts, gradient and Hessian."""
+    message: str
+    """Why that status."""
+    objective: float
+    """Sum over rows of Huber(ln L - ln L̂); half the squares for huber_delta None."""
+    condition: float
+    """Condition number of the scaled Jacobian at the optimum."""
+    n_left_out: int
+    """Rows whose status was not done."""
+    huber_delta: float | None
+    pinned: dict[str, float]
+    residuals: np.ndarray
+    """ln(measured / predicted) of each row."""
+    draws: dict[str, np.ndarray]
+    """Bootstrap draws of every parameter [B]; empty without a bootstrap."""
+    runs: RunTable = field(repr=False)
+    """The rows that were fitted."""
+    seed: int = 0
+    restarts: int = 16
+    warnings: list[str] = field(default_factory=list)
+    """What to know before trusting predictions; `predict` appends where it extrapolates."""
+
+    @property
+    def n_rows(self) -> int:
+        """Rows that were fitted."""
+        return len(self.residuals)
+
+    @property
+    def n_free(self) -> int:
+        """Parameters that were fitted."""
+        return len(self.form.names) - len(self.pinned)
+
+    @property
+    def noise(self) -> float:
+        """Robust standard deviation of ln L about the law (see noise_scale); NaN without rows to spare."""
+        return noise_scale(self.residuals, self.n_free)
+
+    @cached_property
+    def law(self) -> Law:
+        """The fitted constants as a Law."""
+        fixed = {}
+        for name in dict.fromkeys((*self.form.fixed, "expansion_rate", "granularity")):
+            if name in self.form.columns or name not in self.runs:
+                continue
+            values = np.unique(self.runs.numeric(name))
+            if len(values) == 1 and np.isfinite(values[0]):
+                fixed[name] = float(values[0])
+        conventions = set(self.runs["flops_convention"]) if "flops_convention" in self.runs else set()
+        shares = [1.0]
+        if "params_active" in self.runs and "params_total" in self.runs:
+            shares = list(self.runs.numeric("params_active") / self.runs.numeric("params_total"))
+        return Law(
+            name=self.form.name,
+            form=self.form,
+            parameters=self.parameters,
+            source=f"fit of {self.n_rows} rows of {self.runs.source}",
+            convention=str(conventions.pop()) if len(conventions) == 1 else "6ND",
+            range={"flops": (0.0, _FAR * float(np.max(self.runs.numeric("flops"))))} if "flops" in self.runs else {},
+            fixed=fixed,
+            active_share=float(np.nanmedian(shares)),
+            warnings=self.warnings,
+        )
+
+    @property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """90% bootstrap intervals by parameter; empty without a bootstrap."""
+        return self.interval(0.9)
+
+    def interval(self, level: float = 0.9) -> dict[str, tuple[float, float]]:
+        """Central percentile intervals of the bootstrap draws; empty without a bootstrap.
+
+        Raises:
+            InputError: if level is not between 0 and 1.
+        """
+        tail = _tail(level)
+        return {
+            name: tuple(float(value) for value in np.quantile(values, [tail, 1 - tail]))  # type: ignore[misc]
+            for name, values in self.draws.items()
+        }
+
+    def predict(self, runs: RunTable | Mapping[str, Any]) -> np.ndarray:
+        """Loss [n] in nats per token; `warnings` says where a budget is beyond 10 times the fit's largest."""
+        return self.law.predict(runs)
+
+    def predict_draws(self, runs: RunTable | Mapping[str, Any]) -> np.ndarray:
+        """Loss [B, n] under every bootstrap draw, without noise.
+
+        Raises:
+            InputError: if the fit has no bootstrap.
+        """
+        if not self.draws:
+            raise InputError("the fit has no bootstrap draws; fit with bootstrap=1000 to know the uncertainty.")
+        columns = self.law.checked(runs)
+        return self.form.predict(columns, {name: values[:, None] for name, values in self.draws.items()})
+
+    def predict_interval(self, runs: RunTable | Mapping[str, Any], level: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
+        """Low and high [n] between which a new run's loss falls with probability `level`.
+
+        Both the parameters (bootstrap draws) and the noise of one run are in it. With 30 rows more than parameters the
+        noise is the fit's own residuals, resampled and scaled by sqrt(n / (n - p)); with fewer it is Student's t with
+        n - p degrees of freedom times `noise`.
+
+        Raises:
+            InputError: if the fit has no bootstrap or no more rows than parameters.
+        """
+        tail = _tail(level)
+        losses = self.predict_draws(runs)
+        spare = self.n_rows - self.n_free
+        if spare < 1:
+            raise InputError(
+                f"the fit has {self.n_rows} rows for {self.n_free} free parameters, which leaves none to know the noise; "
+                "add runs."
+            )
+        losses = np.repeat(losses, -(-_SAMPLES // len(losses)), axis=0)
+        rng = np.random.default_rng(self.seed)
+        if spare >= _FEW:
+            centred = self.residuals - np.median(self.residuals)
+            noise = rng.choice(centred, size=losses.shape) * np.sqrt(self.n_rows / spare)
+        else:
+            noise = rng.standard_t(spare, size=losses.shape) * self.noise
+        low, high = np.quantile(losses * np.exp(noise), [tail, 1 - tail], axis=0)
+        return low, high
+
+    def holdout(self, by: str = "flops", largest: float = 0.2) -> Holdout:
+        """Fit again without the largest runs and predict them.
+
+        Args:
+            by: column that decides which runs are large.
+            largest: share of the rows to hold out; rows that tie with the smallest of them are held out too.
+
+        Raises:
+            InputError: if the share is not between 0 and 1, the column is absent, or too few rows remain.
+        """
+        from isoflop.laws.fitting import fit
+
+        if not 0 < largest < 1:
+            raise InputError(f"largest is {largest:g}; it must be between 0 and 1, the share of rows to hold out.")
+        values = self.runs.numeric(by)
+        count = max(1, int(np.floor(largest * len(values) + 1e-9)))
+        threshold = float(np.sort(values)[-count])
+        out = values >= threshold * (1 - 1e-9)
+        if (~out).sum() <= self.n_free:
+            raise InputError(
+                f"holding out {by} >= {threshold:g} leaves {int((~out).sum())} rows for {self.n_free} free parameters; hold "
+                "out fewer, or pin parameters."
+            )
+        other = fit(
+            self.runs.where(~out),
+            self.form,
+            huber_delta=self.huber_delta,
+            pinned=self.pinned,
+            seed=self.seed,
+            restarts=self.restarts,
+        )
+        held_out = self.runs.where(out)
+        errors = np.log(held_out.numeric("loss") / other.predict(held_out))
+        return Holdout(
+            by=by,
+            threshold=threshold,
+            n_fit=other.n_rows,
+            n_held_out=len(held_out),
+            rmse=float(np.sqrt(np.mean(errors**2))),
+            bias=float(np.mean(errors)),
+            status=other.status,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain JSON values; `Fit.from_dict` gives an equal fit."""
+        kept = [*self.form.columns, "loss"]
+        kept += [
+            name
+            for name in ("flops", "flops_convention", "params_active", "expansion_rate", "granularity", "budget")
+            if name in self.runs and name not in kept
+        ]
+        return {
+            "law": self.form.name,
+            "parameters": self.parameters,
+            "intervals": {name: list(interval) for name, interval in self.intervals.items()},
+            "status": self.status,
+            "message": self.message,
+            "objective": self.objective,
+            "condition": self.condition,
+            "n_rows": self.n_rows,
+            "n_left_out": self.n_left_out,
+            "huber_delta": self.huber_delta,
+            "pinned": self.pinned,
+            "seed": self.seed,
+            "restarts": self.restarts,
+            "warnings": list(self.warnings),
+            "residuals": self.residuals.tolist(),
+            "draws": {name: values.tolist() for name, values in self.draws.items()},
+            "runs": {name: self.runs[name].tolist() for name in kept},
+            "source": self.runs.source,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Fit":
+        """The fit that `to_dict` described.
+
+        Raises:
+            InputError: if a field is absent.
+        """
+        try:
+            columns = values["runs"]
+            rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+            return cls(
+                form=form_named(values["law"]),
+                parameters=dict(values["parameters"]),
+                status=values["status"],
+                message=values["message"],
+                objective=values["objective"],
+                condition=values["condition"],
+                n_left_out=values["n_left_out"],
+                huber_delta=values["huber_delta"],
+                pinned=dict(values["pinned"]),
+                residuals=np.array(values["residuals"], dtype=float),
+                draws={name: np.array(draws, dtype=float) for name, draws in values["draws"].items()},
+                runs=RunTable(rows, source=values["source"]),
+                seed=values["seed"],
+                restarts=values["restarts"],
+                warnings=list(values["warnings"]),
+            )
+        except KeyError as error:
+            raise InputError(f"the fit lacks the field {error}; it must be what Fit.to_dict wrote.") from None
+
+
+def _tail(level: float) -> float:
+    if not 0 < level < 1:
+        raise InputError(f"level is {level:g}; it must be between 0 and 1.")
+    return (1 - level) / 2

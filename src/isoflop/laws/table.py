@@ -1,0 +1,154 @@
+"""The run table: training runs in the standard columns, whoever trained them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from isoflop.errors import InputError
+
+DONE = "done"
+"""The status of a run whose loss counts."""
+
+
+class RunTable:
+    """Rows of training runs with typed access to their columns.
+
+    `table["loss"]` is a float array [n] with NaN where a row has no value; a column that holds anything but numbers is
+    an object array with None. `table.where(architecture="dense")` and `table.where(table["loss"] < 3)` select rows.
+    """
+
+    def __init__(
+        self,
+        rows: Iterable[Mapping[str, Any]],
+        *,
+        notes: Sequence[str] = (),
+        labels: Sequence[str] | None = None,
+        source: str = "the run table",
+    ) -> None:
+        """Make a table of plain rows.
+
+        Args:
+            rows: mappings from column to value; a row may lack columns.
+            notes: sentences about values that were derived rather than read.
+            labels: where each row stands in its file, for error messages; default: row 1, row 2, …
+            source: name of the file, for error messages.
+        """
+        self.rows: list[dict[str, Any]] = [dict(row) for row in rows]
+        """The rows as they were given."""
+        self.notes = tuple(notes)
+        """What was derived or assumed when the table was read."""
+        self.labels = list(labels) if labels is not None else [f"row {i + 1}" for i in range(len(self.rows))]
+        """Where each row stands in its file."""
+        self.source = source
+        """Name of the file."""
+        self._columns: dict[str, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __repr__(self) -> str:
+        return f"RunTable({len(self)} rows: {', '.join(self.columns)})"
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of all columns, in the order of their first appearance."""
+        return list(dict.fromkeys(name for row in self.rows for name in row))
+
+    def __contains__(self, column: object) -> bool:
+        return any(column in row for row in self.rows)
+
+    def __getitem__(self, column: str) -> np.ndarray:
+        """One column [n], float or object.
+
+        Raises:
+            InputError: if no row has it, listing the columns present.
+        """
+        if column not in self._columns:
+            if column not in self:
+                raise InputError(
+                    f"{self.source} has no column {column}; it has {', '.join(self.columns) or 'none'} (map one with "
+                    f"--column {column}=NAME, or columns={{{column!r}: NAME}})."
+                )
+            self._columns[column] = _typed([row.get(column) for row in self.rows])
+        return self._columns[column]
+
+    def numeric(self, column: str) -> np.ndarray:
+        """One column [n] as floats.
+
+        Raises:
+            InputError: if it is absent or a value is not a number, naming the row.
+        """
+        values = self[column]
+        if values.dtype != object:
+            return values
+        for label, value in zip(self.labels, values, strict=True):
+            if isinstance(value, str):
+                raise InputError(
+                    f"{self.source} {label}: {column} is {value!r}, which is not a number; write it as 1e20, 100M or 4.37B."
+                )
+        return np.array([np.nan if value is None else float(value) for value in values])
+
+    def where(self, mask: np.ndarray | Sequence[bool] | None = None, **equal: Any) -> "RunTable":
+        """The rows that a boolean mask [n] keeps and whose columns equal the given values.
+
+        Raises:
+            InputError: if the mask has another length or a column does not exist.
+        """
+        keep = np.ones(len(self), dtype=bool) if mask is None else np.asarray(mask, dtype=bool)
+        if keep.shape != (len(self),):
+            raise InputError(f"mask has shape {keep.shape}; it must have one entry for each of the {len(self)} rows.")
+        for column, value in equal.items():
+            keep = keep & np.array([each == value for each in self[column]], dtype=bool)
+        return self.take(np.flatnonzero(keep))
+
+    def take(self, index: np.ndarray | Sequence[int]) -> "RunTable":
+        """The rows at these positions, in this order."""
+        return RunTable(
+            [self.rows[i] for i in index],
+            notes=self.notes,
+            labels=[self.labels[i] for i in index],
+            source=self.source,
+        )
+
+    def with_columns(self, columns: Mapping[str, Any], notes: Sequence[str] = ()) -> "RunTable":
+        """The same rows with columns added or replaced; a value is an array [n] or one value for all rows."""
+        rows = [dict(row) for row in self.rows]
+        for name, values in columns.items():
+            each = values if isinstance(values, np.ndarray) else [values] * len(rows)
+            for row, value in zip(rows, each, strict=True):
+                row[name] = value.item() if isinstance(value, np.generic) else value
+        return RunTable(rows, notes=(*self.notes, *notes), labels=self.labels, source=self.source)
+
+    def usable(self) -> "RunTable":
+        """The rows whose status is `done`, or all rows where there is no status."""
+        if "status" not in self:
+            return self
+        return self.where(np.array([value in (DONE, None) for value in self["status"]], dtype=bool))
+
+
+def as_columns(runs: "RunTable | Mapping[str, Any]", names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Named columns of a table or a mapping as float arrays [n]; one number stands for all rows.
+
+    Raises:
+        InputError: if a column is absent.
+    """
+    if isinstance(runs, RunTable):
+        return {name: runs.numeric(name) for name in names}
+    columns = {}
+    for name in names:
+        if name not in runs:
+            raise InputError(f"column {name} is missing; the law needs it and got {', '.join(runs) or 'nothing'}.")
+        columns[name] = np.atleast_1d(np.asarray(runs[name], dtype=float))
+    return dict(zip(columns, np.broadcast_arrays(*columns.values()), strict=True)) if columns else {}
+
+
+def _typed(values: list[Any]) -> np.ndarray:
+    if all(
+        value is None or (isinstance(value, (int, float, np.number)) and not isinstance(value, bool))
+        for value in values
+    ):
+        return np.array([np.nan if value is None else float(value) for value in values], dtype=float)
+    column = np.empty(len(values), dtype=object)
+    column[:] = values
+    return column
