@@ -1,5 +1,6 @@
 """From a compute budget and a loss law to the architecture to train."""
 
+from isoflop.planner.constraints import Constraints
 from isoflop.planner.ladder import (
     Template,
     architecture,
@@ -9,13 +10,20 @@ from isoflop.planner.ladder import (
     neighbour,
     sizes_around,
 )
+from isoflop.planner.plan import plan
+from isoflop.planner.result import Curve, Plan, PlanRow
 
 __all__ = [
+    "Constraints",
+    "Curve",
+    "Plan",
+    "PlanRow",
     "Template",
     "architecture",
     "dense_params",
     "expected_optimum",
     "ladder",
     "neighbour",
+    "plan",
     "sizes_around",
 ]

@@ -67,6 +67,11 @@ class Template:
         g = self.experts.granularity if self.experts else 1
         return 4 * math.lcm(*self.granularities, g)
 
+    @property
+    def family(self) -> str:
+        """`dense`, or `moe-e8` for an expansion rate of 8: models that one law of N, D and G can describe."""
+        return "dense" if self.experts is None else f"moe-e{self.experts.expansion_rate:g}"
+
     def with_experts(self, name: str, *, granularity: int, expansion_rate: float) -> "Template":
         """The same family with these experts; other properties of its experts are kept."""
         granularities = tuple(sorted({*self.granularities, granularity}))

@@ -1,0 +1,81 @@
+"""Continuous shapes of the scaling-law papers: sizes that need not be whole numbers, and the best one at a budget.
+
+Every shape has d_model = 64·n_layers and an ungated feed-forward of width 4·d_model, so that with L = n_layers
+N_active = 12·d_model²·L and N_total = d_model²·(8E + 4)·L, both without embedding, norms and router (Krajewski et al.
+2024, arXiv 2402.07871, sec. 5.2).
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Final
+
+import numpy as np
+
+ASPECT: Final = 64.0
+"""d_model / n_layers."""
+
+ROUTING_FLOPS: Final = 14.0
+"""c_r: training FLOPs per router weight: logits 2 forward + 4 backward, dispatch 2 + 2, combine 2 + 2."""
+
+CONVENTIONS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "krajewski": "(6·12·d_model² + 14·d_model·n_experts)·n_layers FLOPs a token; parameters without the router",
+        "6ND": "6·params_active FLOPs a token; parameters without the router",
+    }
+)
+"""Conventions of spec.CONVENTIONS that need neither context nor vocabulary, so that a continuous shape has a cost."""
+
+_GRID = 257
+_SMALLEST = 1e3
+
+
+def shapes(
+    params_active: np.ndarray, *, convention: str, granularity: int, expansion_rate: float
+) -> dict[str, np.ndarray]:
+    """Standard columns, and training_flops_per_token, of continuous shapes with these active parameters.
+
+    An expansion rate of 1 with granularity 1 is the dense model, which has no router.
+    """
+    size = np.asarray(params_active, dtype=float)
+    n_layers = np.cbrt(size / (12 * ASPECT**2))
+    d_model = ASPECT * n_layers
+    n_experts = granularity * expansion_rate
+    flops_per_token = 6 * size
+    if convention == "krajewski" and n_experts > 1:
+        flops_per_token = flops_per_token + ROUTING_FLOPS * d_model * n_experts * n_layers
+    constants = {
+        "granularity": granularity,
+        "expansion_rate": expansion_rate,
+        "n_experts": n_experts,
+        "top_k": granularity,
+        "sparsity": 1 - 1 / expansion_rate,
+        "expert_attention_ratio": 2.0,
+        "depth_capacity": 1.0,
+    }
+    return {
+        "params_total": size * (8 * expansion_rate + 4) / 12,
+        "params_active": size,
+        "n_layers": n_layers,
+        "d_model": d_model,
+        "training_flops_per_token": flops_per_token,
+        **{name: np.full_like(size, value) for name, value in constants.items()},
+    }
+
+
+def size_range(flops: float) -> tuple[float, float]:
+    """Active parameters between which an optimum is sought: from a thousand to those that leave one token."""
+    return _SMALLEST, max(10 * _SMALLEST, flops / 6)
+
+
+def minimise(objective: Callable[[np.ndarray], np.ndarray], low: float, high: float) -> float:
+    """Where a function of a positive number is least, to a relative 1e-8; the function maps arrays [n] to [n].
+
+    A grid in log space, narrowed four times to the neighbours of its lowest point. It needs no derivative, and stands
+    on the boundary where infinite values mark what is not allowed.
+    """
+    first, last = np.log([low, high])
+    for _ in range(5):
+        grid = np.linspace(first, last, _GRID)
+        best = int(np.argmin(objective(np.exp(grid))))
+        first, last = grid[max(0, best - 1)], grid[min(_GRID - 1, best + 1)]
+    return float(np.exp(grid[best]))

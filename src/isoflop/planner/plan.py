@@ -1,0 +1,137 @@
+"""From a compute budget and a loss law to ranked architectures."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from isoflop.errors import InputError
+from isoflop.laws import Fit
+from isoflop.planner.candidates import (
+    agreed_convention,
+    continuous_families,
+    ladder_families,
+    named_laws,
+)
+from isoflop.planner.constraints import Constraints
+from isoflop.planner.families import Family, LossLaw, constants, knows_uncertainty
+from isoflop.planner.ladder import Template
+from isoflop.planner.result import Curve, Plan, PlanRow
+
+_TOLERANCE = 1.01
+"""Factor by which a value may leave a law's range without a warning."""
+
+
+def plan(
+    *,
+    flops: float,
+    law: str | LossLaw | Mapping[str, LossLaw],
+    convention: str | None = None,
+    templates: Sequence[Template] = (),
+    granularities: Sequence[int] | None = None,
+    expansion_rates: Sequence[float] | None = None,
+    tokens_available: float | None = None,
+    max_params_total: float | None = None,
+    max_params_active: float | None = None,
+    level: float = 0.9,
+    vocab_size: int = 50257,
+    context: int = 1024,
+) -> Plan:
+    """Rank what a training budget could be spent on by the loss that the law predicts.
+
+    Without templates the shapes are the continuous ones of the papers (see isoflop.planner.continuous), and each
+    granularity and expansion rate gives one row: its compute-optimal size and tokens. With templates they are integer
+    models, counted exactly, and every size near an optimum is a row.
+
+    Args:
+        flops: training budget.
+        law: name of a published law, a Law or a Fit; or a mapping from architecture to Law or Fit where families have
+            laws of their own. A template finds its law by its name, else by its family (`dense`, `moe-e8`).
+        convention: how FLOPs are counted; default: that of the law.
+        templates: families of integer models to choose from.
+        granularities: values of G to consider; with templates, each MoE template is tried at each of them.
+            Default: what the template says; 1, 2, 4 … 256 for a published law that knows G.
+        expansion_rates: values of E to consider; default: what the template or the law says.
+        tokens_available: at most this many distinct tokens, seen once.
+        max_params_total: largest number of non-embedding parameters.
+        max_params_active: largest number of non-embedding parameters that a token uses.
+        level: of the prediction intervals.
+        vocab_size: of `.spec` where shapes are continuous.
+        context: of `.spec` where shapes are continuous.
+
+    Raises:
+        InputError: if an argument is out of range, law and convention do not belong together, or the constraints leave
+            nothing.
+    """
+    if not 0 < flops < math.inf:
+        raise InputError(f"flops is {flops:g}; it must be positive and finite.")
+    if not 0 < level < 1:
+        raise InputError(f"level is {level:g}; it must be between 0 and 1.")
+    constraints = Constraints(
+        tokens_available=tokens_available,
+        max_params_total=max_params_total,
+        max_params_active=max_params_active,
+    )
+    laws = named_laws(law)
+    convention = agreed_convention(laws, convention)
+    if templates:
+        families = ladder_families(laws, convention, templates, granularities, expansion_rates)
+    else:
+        families = continuous_families(laws, convention, granularities, expansion_rates, vocab_size, context)
+    rows, curves = _solve(families, flops, constraints, level)
+    if not rows:
+        raise _nothing_left(families, flops, constraints, level)
+    costs = {}
+    for name, _ in constraints.active():
+        freed, _ = _solve(families, flops, constraints.without(name), level)
+        costs[name] = max(0.0, rows[0].loss - min(row.loss for row in freed))
+    return Plan(
+        flops=flops,
+        convention=convention,
+        table=tuple(rows),
+        curves=tuple(curves),
+        constraint_costs=costs,
+        warnings=tuple(_warnings(families, rows, flops)),
+    )
+
+
+def _solve(
+    families: Sequence[Family], flops: float, constraints: Constraints, level: float
+) -> tuple[list[PlanRow], list[Curve]]:
+    """All rows and curves, best first."""
+    solved = [family.solve(flops, constraints, level) for family in families]
+    rows = sorted((row for found, _ in solved for row in found), key=lambda row: (row.loss, row.granularity))
+    curves = sorted((curve for _, curve in solved if curve is not None), key=lambda curve: curve.loss.min())
+    return rows, curves
+
+
+def _nothing_left(families: Sequence[Family], flops: float, constraints: Constraints, level: float) -> InputError:
+    free, _ = _solve(families, flops, Constraints(), level)
+    if not free:
+        return InputError(f"flops is {flops:g}; not even the smallest candidate can be trained on one sequence.")
+    least = [family.smallest() for family in families]
+    return constraints.explain_nothing_left({name: min(row[name] for row in least) for name in least[0]})
+
+
+def _warnings(families: Sequence[Family], rows: Sequence[PlanRow], flops: float) -> list[str]:
+    """What the best row's prediction cannot promise."""
+    best = rows[0]
+    family = next(family for family in families if family.name == best.architecture)
+    law = constants(family.law)
+    sentences = []
+    if isinstance(family.law, Fit):
+        if family.law.status != "converged":
+            sentences.append(f"The fit of law {law.name} has status {family.law.status}: {family.law.message}")
+        if not knows_uncertainty(family.law):
+            sentences.append("The fit has no bootstrap draws, or no more rows than parameters: no prediction interval.")
+    outside = []
+    for name, (low, high) in law.range.items():
+        value = getattr(best, name, None)
+        if value is not None and not low / _TOLERANCE <= value <= high * _TOLERANCE:
+            supported = f"{low:.3g} to {high:.3g}" if low > 0 else f"up to {high:.3g}"
+            outside.append(f"{name} {value:.3g} (the law is supported for {supported})")
+    if outside:
+        sentences.append(f"The best row extrapolates law {law.name}: {', '.join(outside)}.")
+    if best.flops < 0.98 * flops:
+        sentences.append(
+            f"Only {best.flops:.3g} of {flops:.3g} FLOPs are spent: the available tokens, seen once, last no longer."
+        )
+    return sentences

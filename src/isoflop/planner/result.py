@@ -1,0 +1,125 @@
+"""What a plan answers: ranked rows, the set that is nearly as good, what each constraint costs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from isoflop.errors import InputError
+from isoflop.planner.ladder import Template, sizes_around
+from isoflop.spec import DecoderSpec, spec_to_dict
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRow:
+    """One candidate: the standard columns of a run table, and its predicted loss.
+
+    With continuous shapes parameters, layers and widths need not be whole, and parameters leave out embedding, norms
+    and router, as in the papers; `spec` is then the nearest model that can be built.
+    """
+
+    architecture: str
+    params_total: float
+    params_active: float
+    params_embedding: float | None
+    tokens: float
+    flops: float
+    flops_convention: str
+    n_layers: float
+    d_model: float
+    granularity: int
+    expansion_rate: float
+    n_experts: int
+    top_k: int
+    sparsity: float
+    expert_attention_ratio: float
+    depth_capacity: float
+    router: str
+    loss: float
+    """Predicted loss, nats per token of held-out text."""
+    loss_interval: tuple[float, float] | None
+    """Prediction interval of the loss; None where the law comes without its uncertainty."""
+    template: Template = field(repr=False)
+    """The family that the row belongs to."""
+    model: DecoderSpec | None = field(repr=False)
+    """The very model that the columns count; None with continuous shapes."""
+
+    @cached_property
+    def spec(self) -> DecoderSpec:
+        """The model to build: `model`, or the one nearest in active parameters."""
+        return self.model or sizes_around(self.template, self.params_active, 1, spacing=1.1)[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The columns, loss and loss_interval, for JSON."""
+        return {name: value for name, value in vars(self).items() if name not in ("template", "model", "spec")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """Predicted loss against size for one architecture at the plan's budget."""
+
+    architecture: str
+    params_active: np.ndarray
+    loss: np.ndarray
+    """inf where a constraint forbids the size."""
+
+    def sizes_within(self, loss: float) -> tuple[float, float] | None:
+        """Smallest and largest size whose predicted loss is at most `loss`; None if there is none."""
+        sizes = self.params_active[self.loss <= loss]
+        return (float(sizes[0]), float(sizes[-1])) if len(sizes) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The answer to: what should this budget train?"""
+
+    flops: float
+    """Training budget."""
+    convention: str
+    """How FLOPs are counted."""
+    table: tuple[PlanRow, ...]
+    """Candidates, best first."""
+    curves: tuple[Curve, ...]
+    """Loss against size, one per architecture, best first."""
+    constraint_costs: Mapping[str, float]
+    """Nats that each constraint costs: best loss with all of them less best loss without this one."""
+    warnings: tuple[str, ...]
+    """Sentences about what the prediction cannot promise."""
+
+    @property
+    def best(self) -> PlanRow:
+        """The candidate with the lowest predicted loss."""
+        return self.table[0]
+
+    def near_optimal(self, within: float = 0.002) -> tuple[PlanRow, ...]:
+        """The rows whose predicted loss is at most `within` nats above the best, best first.
+
+        Raises:
+            InputError: if within is negative.
+        """
+        if not within >= 0:
+            raise InputError(f"within is {within:g}; it must not be negative (nats).")
+        return tuple(row for row in self.table if row.loss <= self.best.loss + within)
+
+    def sizes_within(self, within: float = 0.002) -> dict[str, tuple[float, float]]:
+        """Smallest and largest params_active, by architecture, that lose at most `within` nats against the best."""
+        found = {curve.architecture: curve.sizes_within(self.best.loss + within) for curve in self.curves}
+        return {name: sizes for name, sizes in found.items() if sizes is not None}
+
+    def to_dict(self, within: float = 0.002) -> dict[str, Any]:
+        """Plain dictionary for JSON: best (with its spec), table, near_optimal, constraint_costs, warnings."""
+        return {
+            "best": {**self.best.to_dict(), "spec": spec_to_dict(self.best.spec)},
+            "table": [row.to_dict() for row in self.table],
+            "near_optimal": {
+                "within": within,
+                "rows": len(self.near_optimal(within)),
+                "params_active": {name: list(sizes) for name, sizes in self.sizes_within(within).items()},
+            },
+            "constraint_costs": dict(self.constraint_costs),
+            "warnings": list(self.warnings),
+            "flops": self.flops,
+            "flops_convention": self.convention,
+        }
