@@ -180,7 +180,8 @@ class Session:
     def _tell(self, runs: Sequence[PlannedRun]) -> None:
         """Name the runs that had ended before, or that another process has ended."""
         first = not self._told
-        ended = [run for run in runs if run.run_id not in self._told and self.store.row(run.run_id) is not None]
+        unknown = [run for run in runs if run.run_id not in self._told and run.run_id not in self._begun]
+        ended = [run for run in unknown if self.store.row(run.run_id) is not None]
         if first and ended:
             self.progress.say(f"{len(ended)} of {len(runs)} runs have ended before")
             self._told |= {run.run_id for run in ended}

@@ -11,9 +11,9 @@ from isoflop.study.grid import PlannedRun
 from isoflop.study.store import StudyStore
 from isoflop.train import TrainConfig
 
-TRIAL_STEPS = 5
+TRIAL_STEPS = 4
 """Optimiser steps of a trial; the first is not timed."""
-TRIAL_TOKENS = 8192
+TRIAL_TOKENS = 4096
 """Tokens in a step of a trial, unless the run's own step is smaller."""
 EVALUATION_COST = 1 / 3
 """Cost of a held-out token as a share of a training token: the forward pass alone."""
