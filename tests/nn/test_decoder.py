@@ -102,7 +102,7 @@ def test_cache_takes_the_bytes_that_the_accounting_says():
     spec = SPECS["dense"]
     cache = KVCache(spec, 1, CONTEXT)
     held = sum(t.numel() * t.element_size() for t in (cache._keys, cache._values))
-    assert held == kv_cache_bytes(spec, CONTEXT, bytes_per_element=4)
+    assert held == kv_cache_bytes(spec, tokens=CONTEXT)
 
 
 def test_padded_cache_equals_each_sequence_alone():
@@ -211,7 +211,7 @@ def test_router_bias_moves_only_with_bias_balance():
     output = model(random_tokens(2))
     model.update_router_bias(output.experts)
     for layer, statistics in zip(model.moe_layers, output.experts, strict=True):
-        expected = 0.5 * torch.sign(1 / 8 - statistics.load_X)
+        expected = 0.5 * torch.sign(statistics.load_X.mean() - statistics.load_X)
         torch.testing.assert_close(layer.router.bias_X, expected)
     other = Decoder(SPECS["token-choice"])
     before = copy.deepcopy(other.state_dict())
@@ -264,7 +264,7 @@ def test_thresholds_give_every_expert_its_share_and_are_causal():
         load_X = torch.stack([output.experts[layer].load_X for output in outputs]).mean(0)
         torch.testing.assert_close(load_X, torch.full((8,), 1 / 8), rtol=0.05, atol=0)
         rows = [output.experts[layer].dropped_share.item() for output in outputs]
-        assert 0 < sum(rows) / len(rows) < 0.5
+        assert 0 <= sum(rows) / len(rows) < 0.2
     # One sequence alone, cached, equals the same sequence in company.
     cache = KVCache(model.spec, 1, CONTEXT)
     with torch.no_grad():

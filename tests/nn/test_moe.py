@@ -6,11 +6,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.oracles.moe import moe as slow_moe
 
 from isoflop.errors import InputError
 from isoflop.nn import MoE
 from isoflop.spec import ExpertsSpec, RouterSpec
-from tests.oracles.moe import moe as slow_moe
 
 D_MODEL = 6
 

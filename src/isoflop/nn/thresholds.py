@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from isoflop.errors import InputError
-from isoflop.nn.decoder import Decoder
+from isoflop.nn.decoder import Block, Decoder
 from isoflop.nn.moe import MoE
 
 
@@ -44,6 +44,7 @@ def calibrate_thresholds(model: Decoder, batches: Iterable[Tensor]) -> None:
         )
     cos, sin = model.rotary(device)
     for block in model.blocks:
+        assert isinstance(block, Block)
         streams = [block.attend(x_BTD, (cos[: x_BTD.shape[1]], sin[: x_BTD.shape[1]])) for x_BTD in streams]
         inputs = [block.feed_forward_input(x_BTD) for x_BTD in streams]
         layer = block.feed_forward

@@ -29,8 +29,8 @@ def generate(
     Prompts may differ in length: they are padded on the left, and padding is neither attended to nor counted in
     positions, so each continues as it would alone (but for the rounding of differently shaped matrix products).
     `temperature` 0 is greedy; otherwise logits are divided by it and a token is drawn from the smallest set of tokens
-    whose probability reaches `top_p` (Holtzman et al. 2019, arXiv 1904.09751). Draws come from one host generator per
-    prompt, seeded by `seed` and the prompt's place in the list, so a prompt's draws do not depend on its companions. A sequence ends after the
+    whose probability reaches `top_p` (Holtzman et al. 2019, arXiv 1904.09751). Each prompt has its own host generator,
+    seeded by `seed` and its place in the list, so its draws do not depend on its companions. A sequence ends after the
     token `stop`, which is included.
 
     Raises InputError for an empty prompt, ids outside the vocabulary, more tokens than the model's context, a bad
