@@ -2,7 +2,6 @@
 
 from isoflop.planner.constraints import Constraints
 from isoflop.planner.ladder import (
-    Template,
     architecture,
     dense_params,
     expected_optimum,
@@ -12,6 +11,7 @@ from isoflop.planner.ladder import (
 )
 from isoflop.planner.plan import plan
 from isoflop.planner.result import Curve, Plan, PlanRow
+from isoflop.planner.template import Template
 
 __all__ = [
     "Constraints",

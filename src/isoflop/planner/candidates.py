@@ -7,7 +7,7 @@ from isoflop.errors import InputError
 from isoflop.laws import PUBLISHED, Fit, Law, published
 from isoflop.planner import continuous
 from isoflop.planner.families import ContinuousFamily, Family, LadderFamily, LossLaw, constants
-from isoflop.planner.ladder import Template
+from isoflop.planner.template import Template
 from isoflop.spec import CONVENTIONS, ExpertsSpec, RouterSpec
 
 GRANULARITIES = tuple(2**power for power in range(9))
@@ -67,27 +67,26 @@ def continuous_families(
     if convention not in continuous.CONVENTIONS:
         raise InputError(
             f"templates is empty, but convention {convention} counts whole models (context, heads, vocabulary); give "
-            f"at least one template, or a law whose convention is {' or '.join(continuous.CONVENTIONS)}."
+            f"vocab_size and context, or templates, or a law whose convention is {' or '.join(continuous.CONVENTIONS)}."
         )
-    families: list[Family] = []
+    families: dict[str, Family] = {}
     for label, fitted in laws.items():
         law = constants(fitted)
-        knows_g = "granularity" in law.form.columns
         rates = _choices("expansion_rates", expansion_rates, law, "expansion_rate", EXPANSION_RATES)
         for rate in rates:
             for g in _choices("granularities", granularities, law, "granularity", GRANULARITIES):
-                name = label or law.name
-                families.append(
-                    ContinuousFamily(
-                        name=f"{name}-g{g}" if knows_g else name,
-                        law=fitted,
-                        convention=convention,
-                        granularity=int(g),
-                        expansion_rate=float(rate),
-                        template=_paper_template(name, int(g), float(rate), vocab_size, context),
-                    )
+                name = "dense" if g * rate == 1 else f"moe-e{rate:g}-g{g:g}"
+                if name in families:
+                    name = f"{label} {name}"
+                families[name] = ContinuousFamily(
+                    name=name,
+                    law=fitted,
+                    convention=convention,
+                    granularity=int(g),
+                    expansion_rate=float(rate),
+                    template=_paper_template(name, int(g), float(rate), vocab_size, context),
                 )
-    return families
+    return list(families.values())
 
 
 def _choices(
@@ -123,28 +122,65 @@ def ladder_families(
     """
     families: list[Family] = []
     for template in _variants(templates, granularities, expansion_rates):
-        keys = (template.name, template.family, "")
-        fitted = next((laws[key] for key in keys if key in laws), None)
-        if fitted is None:
-            raise InputError(
-                f"law has no entry for template {template.name}; give one under {template.name!r} or "
-                f"{template.family!r} (it has {', '.join(laws)})."
-            )
-        _check_fixed(template, constants(fitted))
+        fitted = _law_of(template, laws)
         families.append(LadderFamily(name=template.name, law=fitted, convention=convention, template=template))
     return families
 
 
+def _law_of(template: Template, laws: Mapping[str, LossLaw]) -> LossLaw:
+    """The law under the template's name, else its family, else the one law whose fixed columns are the template's."""
+    for key in (template.name, template.family):
+        if key in laws:
+            _check_fixed(template, constants(laws[key]))
+            return laws[key]
+    if len(laws) == 1:
+        only = next(iter(laws.values()))
+        _check_fixed(template, constants(only))
+        return only
+    fitting = [label for label, law in laws.items() if not _clashes(template, constants(law))]
+    if len(fitting) != 1:
+        which = "none" if not fitting else " and ".join(fitting)
+        raise InputError(
+            f"law has {', '.join(laws)}, of which {which} holds for template {template.name}; put the one to use under "
+            f"{template.name!r} or {template.family!r}."
+        )
+    return laws[fitting[0]]
+
+
 def _check_fixed(template: Template, law: Law) -> None:
     """Raise InputError if the law holds for other experts than the template's."""
+    for column, (given, value) in _clashes(template, law).items():
+        raise InputError(
+            f"template {template.name} has {column} {given:g}; law {law.name} holds for {column} {value:g} alone."
+        )
+
+
+def _clashes(template: Template, law: Law) -> dict[str, tuple[float, float]]:
+    """(template's, law's) value of every column that the law holds fixed at another value."""
     experts = template.experts
-    own = {"expansion_rate": experts.expansion_rate, "granularity": experts.granularity} if experts else {}
-    for column, value in law.fixed.items():
-        given = own.get(column, 1)
-        if column in ("expansion_rate", "granularity") and abs(given - value) > 1e-6 * value:
-            raise InputError(
-                f"template {template.name} has {column} {given:g}; law {law.name} holds for {column} {value:g} alone."
-            )
+    own = {
+        "expansion_rate": experts.expansion_rate if experts else 1.0,
+        "granularity": experts.granularity if experts else 1.0,
+    }
+    pairs = {column: (own[column], value) for column, value in law.fixed.items() if column in own}
+    return {column: (given, value) for column, (given, value) in pairs.items() if abs(given - value) > 1e-6 * value}
+
+
+def default_templates(laws: Mapping[str, LossLaw], vocab_size: int, context: int) -> tuple[Template, ...]:
+    """The families that the laws were fitted on: dense where a law holds for E = 1 alone, else MoE at each of its G."""
+    found: dict[str, Template] = {}
+    for fitted in laws.values():
+        rate = constants(fitted).fixed.get("expansion_rate", 1.0)
+        granularities = {constants(fitted).fixed.get("granularity", 1.0)}
+        if isinstance(fitted, Fit) and "granularity" in fitted.runs:
+            granularities = set(fitted.runs.numeric("granularity").tolist())
+        for g in sorted(int(g) for g in granularities):
+            dense = Template(vocab_size=vocab_size, context=context)
+            template = dense
+            if g * rate > 1:
+                template = dense.with_experts(f"moe-e{rate:g}-g{g}", granularity=g, expansion_rate=rate)
+            found.setdefault(template.name, template)
+    return tuple(found.values())
 
 
 def _variants(

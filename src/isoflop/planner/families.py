@@ -9,8 +9,9 @@ import numpy as np
 from isoflop.laws import Fit, Law
 from isoflop.planner import continuous
 from isoflop.planner.constraints import Constraints
-from isoflop.planner.ladder import Template, ladder, sizes_around
+from isoflop.planner.ladder import ladder, sizes_around
 from isoflop.planner.result import Curve, PlanRow
+from isoflop.planner.template import Template
 from isoflop.spec import DecoderSpec, count
 
 Columns = dict[str, np.ndarray]

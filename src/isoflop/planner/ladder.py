@@ -1,19 +1,18 @@
 """The integer size ladder: from a family of models to concrete shapes of rising size.
 
-A `Template` says what all models of a family share; a width and a depth make it a DecoderSpec. Shapes (d_model,
-n_layers, d_ff, heads) depend on nothing but the size, so the dense model and the MoE models of every granularity stand
-on the same rungs: at one rung they differ in the experts alone, and their active parameters in the router (and the
-output norm) alone.
+A Template with a width and a depth makes a DecoderSpec. Shapes (d_model, n_layers, d_ff, heads) depend on nothing but
+the size, so the dense model and the MoE models of every granularity stand on the same rungs: at one rung they differ in
+the experts alone, and their active parameters in the router (and the output norm) alone.
 """
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 
 from isoflop.errors import InputError
-from isoflop.spec import AttentionSpec, DecoderSpec, ExpertsSpec, FeedForwardSpec, count
-from isoflop.spec.feed_forward import Activation
+from isoflop.planner.template import Template
+from isoflop.spec import AttentionSpec, DecoderSpec, FeedForwardSpec, count
 
 SPACING = 2**0.5
 """Default ratio of the active parameters of neighbouring rungs."""
@@ -23,63 +22,6 @@ MINIMUM_WIDTH = 32
 
 MAXIMUM_PARAMS = 1e14
 """Where the ladder ends, in active parameters: far above any model that was ever trained."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Template:
-    """What the models of one family share whatever their size."""
-
-    name: str = "dense"
-    """Name of the family, as it stands in tables."""
-    vocab_size: int
-    """V, number of token ids."""
-    context: int
-    """n, tokens in a training sequence."""
-    experts: ExpertsSpec | None = None
-    """The experts of every model of the family; none: dense."""
-    granularities: tuple[int, ...] = (1, 2, 4, 8, 16)
-    """Every G that the family will be compared at; d_ff is rounded so that each divides it into experts whose width is
-    a multiple of 4."""
-    activation: Activation = "swiglu"
-    """swiglu: d_ff is near 8/3·d_model; gelu, relu: d_ff is near 4·d_model (equal parameters)."""
-    head_dim: int | None = None
-    """Size of a head; d_model is then a multiple of it. Default: 16 below d_model 128, 32 below 256, 64 from there."""
-    depth: float = 1.0
-    """Factor on the depth that the aspect rule gives; 2 makes models twice as deep."""
-    qk_norm: bool = False
-    """RMSNorm on queries and keys."""
-    tied_head: bool = False
-    """Whether the output head shares the embedding matrix."""
-    init_scale: float = 1.0
-    """See DecoderSpec.init_scale."""
-
-    def __post_init__(self) -> None:
-        if not self.granularities or any(g < 1 or g != int(g) for g in self.granularities):
-            raise InputError(f"granularities is {self.granularities}; give whole numbers from 1.")
-        if not self.depth > 0:
-            raise InputError(f"depth is {self.depth}; it must be greater than 0.")
-        if self.head_dim is not None and (self.head_dim < 2 or self.head_dim % 2):
-            raise InputError(f"head_dim is {self.head_dim}; it must be even and at least 2.")
-
-    @property
-    def width_multiple(self) -> int:
-        """d_ff is a multiple of this."""
-        g = self.experts.granularity if self.experts else 1
-        return 4 * math.lcm(*self.granularities, g)
-
-    @property
-    def family(self) -> str:
-        """`dense`, or `moe-e8` for an expansion rate of 8: models that one law of N, D and G can describe."""
-        return "dense" if self.experts is None else f"moe-e{self.experts.expansion_rate:g}"
-
-    def with_experts(self, name: str, *, granularity: int, expansion_rate: float) -> "Template":
-        """The same family with these experts; other properties of its experts are kept."""
-        granularities = tuple(sorted({*self.granularities, granularity}))
-        if self.experts is None:
-            experts = ExpertsSpec(granularity=granularity, expansion_rate=expansion_rate)
-        else:
-            experts = replace(self.experts, granularity=granularity, expansion_rate=expansion_rate)
-        return replace(self, name=name, experts=experts, granularities=granularities)
 
 
 def aspect(d_model: float) -> float:
@@ -107,17 +49,25 @@ def architecture(template: Template, *, d_model: int, n_layers: int | None = Non
         n_layers = max(2, round(template.depth * d_model / aspect(d_model)))
     ideal = _ideal_d_ff(template, d_model)
     multiple = template.width_multiple
+    n_heads = d_model // head_dim
     return DecoderSpec(
         vocab_size=template.vocab_size,
         context=template.context,
         n_layers=n_layers,
         d_model=d_model,
-        attention=AttentionSpec(n_heads=d_model // head_dim, head_dim=head_dim, qk_norm=template.qk_norm),
+        attention=AttentionSpec(
+            n_heads=n_heads,
+            head_dim=head_dim,
+            n_kv_heads=None if template.queries_per_kv == 1 else n_heads // math.gcd(n_heads, template.queries_per_kv),
+            qk_norm=template.qk_norm,
+            rope_theta=template.rope_theta,
+        ),
         feed_forward=FeedForwardSpec(
             d_ff=max(multiple, round(ideal / multiple) * multiple), activation=template.activation
         ),
         experts=template.experts,
         tied_head=template.tied_head,
+        norm_eps=template.norm_eps,
         init_scale=template.init_scale,
     )
 

@@ -8,13 +8,15 @@ from isoflop.laws import Fit
 from isoflop.planner.candidates import (
     agreed_convention,
     continuous_families,
+    default_templates,
     ladder_families,
     named_laws,
 )
 from isoflop.planner.constraints import Constraints
+from isoflop.planner.continuous import CONVENTIONS
 from isoflop.planner.families import Family, LossLaw, constants, knows_uncertainty
-from isoflop.planner.ladder import Template
 from isoflop.planner.result import Curve, Plan, PlanRow
+from isoflop.planner.template import Template
 
 _TOLERANCE = 1.01
 """Factor by which a value may leave a law's range without a warning."""
@@ -32,30 +34,31 @@ def plan(
     max_params_total: float | None = None,
     max_params_active: float | None = None,
     level: float = 0.9,
-    vocab_size: int = 50257,
-    context: int = 1024,
+    vocab_size: int | None = None,
+    context: int | None = None,
 ) -> Plan:
     """Rank what a training budget could be spent on by the loss that the law predicts.
 
-    Without templates the shapes are the continuous ones of the papers (see isoflop.planner.continuous), and each
-    granularity and expansion rate gives one row: its compute-optimal size and tokens. With templates they are integer
-    models, counted exactly, and every size near an optimum is a row.
+    Under a convention of the papers (`krajewski`, `6ND`) and without templates, shapes are continuous (see
+    isoflop.planner.continuous), and each granularity and expansion rate gives one row: its compute-optimal size and
+    tokens. Otherwise they are integer models, counted exactly, and every size near an optimum is a row.
 
     Args:
         flops: training budget.
-        law: name of a published law, a Law or a Fit; or a mapping from architecture to Law or Fit where families have
-            laws of their own. A template finds its law by its name, else by its family (`dense`, `moe-e8`).
+        law: name of a published law, a Law or a Fit; or a mapping from label to Law or Fit where families have laws of
+            their own. A template takes the law under its name, else its family (`dense`, `moe-e8`), else the only one
+            that holds for its expansion rate.
         convention: how FLOPs are counted; default: that of the law.
-        templates: families of integer models to choose from.
+        templates: families of integer models to choose from. Default: those that the laws were fitted on.
         granularities: values of G to consider; with templates, each MoE template is tried at each of them.
-            Default: what the template says; 1, 2, 4 … 256 for a published law that knows G.
-        expansion_rates: values of E to consider; default: what the template or the law says.
+            Default: what the templates say; 1, 2, 4 … 256 for continuous shapes.
+        expansion_rates: values of E to consider; default: what the templates or the laws say.
         tokens_available: at most this many distinct tokens, seen once.
         max_params_total: largest number of non-embedding parameters.
         max_params_active: largest number of non-embedding parameters that a token uses.
         level: of the prediction intervals.
-        vocab_size: of `.spec` where shapes are continuous.
-        context: of `.spec` where shapes are continuous.
+        vocab_size: of default templates, and of the models nearest to continuous shapes (there by default 50257).
+        context: likewise (1024).
 
     Raises:
         InputError: if an argument is out of range, law and convention do not belong together, or the constraints leave
@@ -72,10 +75,14 @@ def plan(
     )
     laws = named_laws(law)
     convention = agreed_convention(laws, convention)
+    if not templates and convention not in CONVENTIONS and vocab_size and context:
+        templates = default_templates(laws, vocab_size, context)
     if templates:
         families = ladder_families(laws, convention, templates, granularities, expansion_rates)
     else:
-        families = continuous_families(laws, convention, granularities, expansion_rates, vocab_size, context)
+        families = continuous_families(
+            laws, convention, granularities, expansion_rates, vocab_size or 50257, context or 1024
+        )
     rows, curves = _solve(families, flops, constraints, level)
     if not rows:
         raise _nothing_left(families, flops, constraints, level)

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from isoflop.errors import InputError
-from isoflop.planner.ladder import Template, sizes_around
+from isoflop.planner.ladder import sizes_around
+from isoflop.planner.template import Template
 from isoflop.spec import DecoderSpec, spec_to_dict
 
 

@@ -1,0 +1,93 @@
+"""What the models of one family share whatever their size."""
+
+import math
+from dataclasses import dataclass, replace
+
+from isoflop.errors import InputError
+from isoflop.spec import DecoderSpec, ExpertsSpec
+from isoflop.spec.feed_forward import Activation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """What the models of one family share whatever their size."""
+
+    name: str = "dense"
+    """Name of the family, as it stands in tables."""
+    vocab_size: int
+    """V, number of token ids."""
+    context: int
+    """n, tokens in a training sequence."""
+    experts: ExpertsSpec | None = None
+    """The experts of every model of the family; none: dense."""
+    granularities: tuple[int, ...] = (1, 2, 4, 8, 16)
+    """Every G that the family will be compared at; d_ff is rounded so that each divides it into experts whose width is
+    a multiple of 4."""
+    activation: Activation = "swiglu"
+    """swiglu: d_ff is near 8/3·d_model; gelu, relu: d_ff is near 4·d_model (equal parameters)."""
+    head_dim: int | None = None
+    """Size of a head; d_model is then a multiple of it. Default: 16 below d_model 128, 32 below 256, 64 from there."""
+    depth: float = 1.0
+    """Factor on the depth that the aspect rule gives; 2 makes models twice as deep."""
+    queries_per_kv: int = 1
+    """Query heads that share a key/value head; the largest number that divides both this and the heads is used."""
+    qk_norm: bool = False
+    """RMSNorm on queries and keys."""
+    rope_theta: float = 10000.0
+    """See AttentionSpec.rope_theta."""
+    tied_head: bool = False
+    """Whether the output head shares the embedding matrix."""
+    norm_eps: float = 1e-6
+    """See DecoderSpec.norm_eps."""
+    init_scale: float = 1.0
+    """See DecoderSpec.init_scale."""
+
+    def __post_init__(self) -> None:
+        if not self.granularities or any(g < 1 or g != int(g) for g in self.granularities):
+            raise InputError(f"granularities is {self.granularities}; give whole numbers from 1.")
+        if not self.depth > 0:
+            raise InputError(f"depth is {self.depth}; it must be greater than 0.")
+        if self.head_dim is not None and (self.head_dim < 2 or self.head_dim % 2):
+            raise InputError(f"head_dim is {self.head_dim}; it must be even and at least 2.")
+        if self.queries_per_kv < 1:
+            raise InputError(f"queries_per_kv is {self.queries_per_kv}; it must be at least 1.")
+
+    @classmethod
+    def like(cls, spec: DecoderSpec, name: str) -> "Template":
+        """The family of a model: everything but its width, depth and d_ff."""
+        attention, experts = spec.attention, spec.experts
+        return cls(
+            name=name,
+            vocab_size=spec.vocab_size,
+            context=spec.context,
+            experts=experts,
+            granularities=(experts.granularity if experts else 1,),
+            activation=spec.feed_forward.activation,
+            head_dim=attention.head_dim,
+            queries_per_kv=attention.n_heads // attention.kv_heads,
+            qk_norm=attention.qk_norm,
+            rope_theta=attention.rope_theta,
+            tied_head=spec.tied_head,
+            norm_eps=spec.norm_eps,
+            init_scale=spec.init_scale,
+        )
+
+    @property
+    def width_multiple(self) -> int:
+        """d_ff is a multiple of this."""
+        g = self.experts.granularity if self.experts else 1
+        return 4 * math.lcm(*self.granularities, g)
+
+    @property
+    def family(self) -> str:
+        """`dense`, or `moe-e8` for an expansion rate of 8: models that one law of N, D and G can describe."""
+        return "dense" if self.experts is None else f"moe-e{self.experts.expansion_rate:g}"
+
+    def with_experts(self, name: str, *, granularity: int, expansion_rate: float) -> "Template":
+        """The same family with these experts; other properties of its experts are kept."""
+        granularities = tuple(sorted({*self.granularities, granularity}))
+        if self.experts is None:
+            experts = ExpertsSpec(granularity=granularity, expansion_rate=expansion_rate)
+        else:
+            experts = replace(self.experts, granularity=granularity, expansion_rate=expansion_rate)
+        return replace(self, name=name, experts=experts, granularities=granularities)
