@@ -68,14 +68,14 @@ def test_budget_below_one_step_says_what_suffices(dense, name):
     with pytest.raises(InputError, match=f"{name} is .*less than one step") as caught:
         resolve(dense, TrainConfig(**{name: 1e-3 if name == "tokens_per_parameter" else 100}))
     enough = float(str(caught.value).split("at least ")[1].split(",")[0])
-    assert resolve(dense, TrainConfig(**{name: enough}, batch_tokens=2048)).steps <= 2
+    assert resolve(dense, TrainConfig(**{name: enough})).steps <= 2
 
 
 def test_rules_are_monotone_and_bounded():
-    rates = [learning_rate(10.0**power) for power in range(2, 12)]
+    rates = [learning_rate(10.0**power) for power in range(1, 18)]
     assert rates == sorted(rates, reverse=True)
     assert (rates[-1], rates[0]) == LEARNING_RATE_BOUNDS
-    batches = [batch_tokens(10.0**power, context=128) for power in range(8, 24)]
+    batches = [batch_tokens(10.0**power, context=128) for power in range(6, 30)]
     assert batches == sorted(batches)
     assert (batches[0], batches[-1]) == BATCH_BOUNDS
     assert all(batch % 128 == 0 for batch in batches)

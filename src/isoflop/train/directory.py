@@ -16,6 +16,7 @@ from isoflop.errors import InputError, RunError
 from isoflop.spec import DecoderSpec, save_spec, spec_to_dict
 from isoflop.train.checkpoint import flush_to_disk
 from isoflop.train.config import OPERATIONAL, TrainConfig
+from isoflop.train.resolve import Resolved
 
 
 class RunDirectory:
@@ -30,13 +31,13 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
 
-    def claim(self, spec: DecoderSpec, config: TrainConfig, data: TokenData) -> None:
+    def claim(self, spec: DecoderSpec, config: TrainConfig, plan: Resolved, data: TokenData) -> None:
         """Write what the run computes, or make sure that the directory already holds the same.
 
         Raises:
             InputError: if it holds another run (names the fields that differ) or cannot be written.
         """
-        wanted = _description(spec, config, data)
+        wanted = _description(spec, config, plan, data)
         stored = self._read("run.json")
         if stored is not None:
             differing = list(_differences(stored, json.loads(json.dumps(wanted))))
@@ -110,9 +111,10 @@ class RunDirectory:
         flush_to_disk(self.path)
 
 
-def _description(spec: DecoderSpec, config: TrainConfig, data: TokenData) -> dict[str, Any]:
-    """What decides the outcome of a run."""
+def _description(spec: DecoderSpec, config: TrainConfig, plan: Resolved, data: TokenData) -> dict[str, Any]:
+    """What decides the outcome of a run; the defaults are filled in, because a rule may change with the version."""
     settings = {name: value for name, value in config.to_dict().items() if name not in OPERATIONAL}
+    settings |= {name: getattr(plan, name) for name in ("batch_tokens", "micro_batch", "learning_rate", "steps")}
     return {"spec": spec_to_dict(spec), "config": settings, "data": _fingerprint(data)}
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import distributed
 
+from isoflop.errors import InputError
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -44,7 +46,16 @@ def join(device: torch.device) -> Ranks:
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The named device, or cuda (this process's, under torchrun) where there is one, else cpu."""
+    """The named device, or cuda (this process's, under torchrun) where there is one, else cpu.
+
+    Raises:
+        InputError: if there is no such device.
+    """
     if name is None:
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise InputError(f"device is {name!r}; it must be one that torch sees here, e.g. cpu.") from None
+    return device

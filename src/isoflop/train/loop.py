@@ -65,7 +65,7 @@ def train(
             f"divide evenly among {ranks.world} processes."
         )
     if ranks.rank == 0:
-        directory.claim(spec, config, tokens)
+        directory.claim(spec, config, plan, tokens)
     ranks.barrier()
     record = directory.result()
     if record is not None:

@@ -1,0 +1,98 @@
+import json
+import shutil
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from isoflop.cli.app import app
+from isoflop.data import prepare
+from isoflop.errors import InputError, RunError
+from isoflop.sample import generate
+from isoflop.spec import AttentionSpec, DecoderSpec, ExpertsSpec, FeedForwardSpec, RouterSpec
+from isoflop.train import TrainConfig, load_model, train
+
+
+@pytest.fixture(scope="module", params=["dense", "expert_choice"])
+def trained(request, tmp_path_factory):
+    """A run whose data directory is gone."""
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("sample")
+    (root / "text").mkdir()
+    for index in range(60):
+        (root / f"text/{index}.txt").write_text(f"Run {index} trains a small model on {index * 37} words. " * 20)
+    prepare([root / "text"], root / "data", tokenizer="bytes")
+    experts = ExpertsSpec(granularity=2, expansion_rate=2, router=RouterSpec(kind="expert_choice"))
+    spec = DecoderSpec(
+        vocab_size=257,
+        context=32,
+        n_layers=1,
+        d_model=16,
+        attention=AttentionSpec(n_heads=2, head_dim=8),
+        feed_forward=FeedForwardSpec(d_ff=32),
+        experts=None if request.param == "dense" else experts,
+    )
+    config = TrainConfig(
+        tokens=20 * 512, batch_tokens=512, evaluation_tokens=512, checkpoint_steps=10, learning_rate=0.02
+    )
+    train(spec, config, data=root / "data", out=root / "run")
+    shutil.rmtree(root / "data")
+    return root / "run"
+
+
+def sample(*words):
+    return CliRunner().invoke(app, ["sample", *map(str, words)])
+
+
+def test_text_is_what_generate_gives(trained):
+    result = sample(trained, "--prompt", "Run 7", "--max-new-tokens", 12, "--seed", 5, "--n", 3, "--json")
+    assert result.exit_code == 0, result.output
+    answer = json.loads(result.stdout)
+    loaded = load_model(trained)
+    loaded.model.expert_choice = "threshold"
+    rows = generate(
+        loaded.model, [list(b"Run 7")] * 3, max_new_tokens=12, temperature=0.8, top_p=0.95, seed=5, stop=256
+    )
+    assert [entry["text"] for entry in answer["samples"]] == [loaded.tokenizer.decode(row) for row in rows]
+    assert len({entry["text"] for entry in answer["samples"]}) > 1
+    assert answer["prompt"] == "Run 7"
+
+
+def test_people_see_prompt_and_text(trained):
+    words = (trained, "--prompt", "Run é", "--temperature", 0)
+    first = sample(*words)
+    assert first.exit_code == 0, first.output
+    assert first.stdout.startswith("Run é")
+    assert sample(*words).stdout == first.stdout
+    assert sample(trained).exit_code == 0  # no prompt: the start of a document
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--n", 0], "n is 0"),
+        (["--temperature", -1], "temperature is -1"),
+        (["--top-p", 0], "top_p is 0"),
+        (["--prompt", "x" * 40], "context is 32"),
+        (["--prompt", "x", "--max-new-tokens", 500], "context is 32"),
+        (["--prompt", "\udc80"], "Unicode"),
+    ],
+)
+def test_wrong_input_is_named(trained, more, words):
+    result = sample(trained, *more)
+    assert isinstance(result.exception, InputError)
+    assert words in str(result.exception)
+
+
+def test_a_directory_that_is_no_run(tmp_path):
+    assert isinstance(sample(tmp_path).exception, InputError)
+
+
+def test_unfinished_expert_choice_has_no_thresholds_yet(trained):
+    unfinished = trained / "checkpoints/step-00000010"
+    result = sample(unfinished, "--prompt", "Run", "--json")
+    if load_model(trained).spec.experts is None:
+        assert json.loads(result.stdout)["step"] == 10
+    else:
+        assert isinstance(result.exception, RunError)
+        assert "unfinished run" in str(result.exception)

@@ -1,0 +1,18 @@
+"""What one process of a distributed run does; importable, so that test processes can be started on it."""
+
+import os
+from pathlib import Path
+
+from isoflop.spec import DecoderSpec
+from isoflop.train import TrainConfig, train
+
+
+def train_rank(rank: int, world: int, port: int, spec: DecoderSpec, config: TrainConfig, data: Path, out: Path) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    train(spec, config, data=data, out=out)
