@@ -37,6 +37,11 @@ class Assignment:
         """Rows of each expert."""
         return self.ends_X.diff(prepend=self.ends_X.new_zeros(1))
 
+    @property
+    def counts_N(self) -> Tensor:
+        """Rows of each token."""
+        return self.starts_N.diff(append=self.starts_N.new_full((1,), self.tokens_M.shape[0]))
+
 
 def assign(tokens_M: Tensor, experts_M: Tensor, *, n_tokens: int, n_experts: int) -> Assignment:
     """Build the assignment from pairs that are already grouped by expert (ascending)."""

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from isoflop.nn._init import truncated_normal
 from isoflop.spec.feed_forward import Activation
 
+_SHORT_ROW = 64
+"""Below this width a strided silu spends its time between rows, and a copy first is cheaper (measured on x86)."""
+
 
 class FeedForward(nn.Module):
     """Feed-forward layer without biases, [..., D] → [..., D].
@@ -57,5 +60,7 @@ def activate(hidden: Tensor, activation: Activation) -> Tensor:
     """Return act(hidden); for swiglu hidden is [gate | up] and the result half as wide."""
     if activation == "swiglu":
         gate, up = hidden.chunk(2, dim=-1)
+        if gate.shape[-1] < _SHORT_ROW:
+            gate = gate.contiguous()
         return F.silu(gate) * up
     return F.gelu(hidden) if activation == "gelu" else F.relu(hidden)

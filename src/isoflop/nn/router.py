@@ -34,8 +34,8 @@ class Router(nn.Module):
     """Linear router without bias, computed in float32 (or wider) also under autocast.
 
     **token_choice.** Each token takes its top-k experts; dropless. Gates are softmax probabilities over all experts
-    (`softmax_topk`), divided by their sum if `renormalise`, or a softmax over the k chosen logits (`topk_softmax`).
-    With k = 1 the gate is the plain softmax probability in every case (Switch; Fedus et al. 2021, arXiv 2101.03961):
+    (`softmax_topk`), divided by their sum if `renormalise`, or a softmax over the k chosen logits (`topk_softmax`: the
+    same numbers). With k = 1 the gate is the plain softmax probability in every case (Switch; Fedus et al. 2021, arXiv 2101.03961):
     normalised, it would be the constant 1 and leave the router without a gradient.
 
     **expert_choice** (Krajewski et al. 2024, arXiv 2402.07871, sec. 3). Softmax over experts; at each position every
@@ -108,8 +108,7 @@ class Router(nn.Module):
                 experts_M, tokens_M = self._best_of_sequence(probabilities_NX, batch, length)
             n_tokens, n_experts = probabilities_NX.shape
             assignment = assign(tokens_M, experts_M, n_tokens=n_tokens, n_experts=n_experts)
-            taken_N = (assignment.slots_NX < tokens_M.shape[0]).any(-1)
-            dropped_share = 1 - taken_N.to(probabilities_NX.dtype).mean()
+            dropped_share = (assignment.counts_N == 0).to(probabilities_NX.dtype).mean()
         auxiliary_loss = self._z_loss(logits_NX)
         statistics = expert_statistics(probabilities_NX, assignment.counts_X, dropped_share, auxiliary_loss)
         return Routing(assignment, pick(probabilities_NX, assignment), statistics)
@@ -123,15 +122,11 @@ class Router(nn.Module):
             order_type = torch.int16 if n_experts < 2**15 else torch.int64
             experts_M, order_M = chosen_Nk.view(-1).to(order_type).sort(stable=True)
             assignment = assign(order_M // top_k, experts_M.long(), n_tokens=n_tokens, n_experts=n_experts)
-        if router.score_order == "topk_softmax" and top_k > 1:
+        gates_NX = probabilities_NX
+        if top_k > 1 and (router.renormalise or router.score_order == "topk_softmax"):
+            # A softmax over the chosen logits is the chosen probabilities divided by their sum, without underflow.
             taken_NX = assignment.slots_NX < n_tokens * top_k
-            gates_NX = logits_NX.masked_fill(~taken_NX, -math.inf).softmax(-1)
-        elif router.renormalise and top_k > 1:
-            taken_NX = assignment.slots_NX < n_tokens * top_k
-            kept_NX = probabilities_NX.masked_fill(~taken_NX, 0.0)
-            gates_NX = kept_NX / kept_NX.sum(-1, keepdim=True)
-        else:
-            gates_NX = probabilities_NX
+            gates_NX = torch.where(taken_NX, logits_NX, -math.inf).softmax(-1)
         auxiliary_loss = self._z_loss(logits_NX)
         if router.balance == "auxiliary" and router.balance_weight:
             load_X = assignment.counts_X.to(probabilities_NX.dtype) / (n_tokens * top_k)
