@@ -1,11 +1,16 @@
 """What a model's loss will be: run table, law forms, published constants, fitting and uncertainty."""
 
+from isoflop.laws.conditions import matching
+from isoflop.laws.files import load_fit, save_fit
 from isoflop.laws.fitting import fit
 from isoflop.laws.forms import FORMS, Chinchilla, FineGrained, Form, Parameter
+from isoflop.laws.frontier import LawFrontier, MinimaFrontier, Multiplier, efficiency_multiplier
 from isoflop.laws.law import Law
+from isoflop.laws.minima import Minimum, isoflop_minima
 from isoflop.laws.published import PUBLISHED, published
-from isoflop.laws.reading import read_runs, write_runs
+from isoflop.laws.reading import parse_number, read_runs, write_runs
 from isoflop.laws.result import Fit, Holdout
+from isoflop.laws.shared import SharedFit, fit_shared
 from isoflop.laws.table import RunTable
 
 __all__ = [
@@ -17,10 +22,22 @@ __all__ = [
     "Form",
     "Holdout",
     "Law",
+    "LawFrontier",
+    "MinimaFrontier",
+    "Minimum",
+    "Multiplier",
     "Parameter",
     "RunTable",
+    "SharedFit",
+    "efficiency_multiplier",
     "fit",
+    "fit_shared",
+    "isoflop_minima",
+    "load_fit",
+    "matching",
+    "parse_number",
     "published",
     "read_runs",
+    "save_fit",
     "write_runs",
 ]

@@ -39,20 +39,21 @@ def fit_rows(runs: Runs, form: Form) -> tuple[RunTable, int]:
     if not len(done):
         raise InputError(f"none of the {len(table)} rows of {table.source} has status done; a fit needs finished runs.")
     for column in (*form.columns, "loss"):
-        _check_values(done, column)
+        check_values(done, column)
     _check_twins(done)
     for column in form.fixed:
         if column in done:
             values = np.unique(done.numeric(column))
             if len(values) > 1:
                 raise InputError(
-                    f"law {form.name} holds for one {column}, but {done.source} has {_listed(values)}; keep one, as with "
-                    f'--where "{column}={values[-1]:g}".'
+                    f"law {form.name} holds for one {column}, but {done.source} has {_listed(values)}; keep one, as "
+                    f'with --where "{column}={values[-1]:g}".'
                 )
     return done, len(table) - len(done)
 
 
-def _check_values(table: RunTable, column: str) -> None:
+def check_values(table: RunTable, column: str) -> None:
+    """Raise InputError at the first row whose value in this column is missing, infinite or not positive."""
     values = table.numeric(column)
     bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
     if not len(bad):

@@ -92,7 +92,7 @@ class Problem:
                 bounds[:, j] = value if value == 0 or np.isinf(value) else (value * at_reference[p.name])[..., 0]
             bounds[:, first:] = [getattr(p, side) for p in self.exponents]
             both.append(bounds)
-        return np.clip(z, *both), *both
+        return np.clip(z, both[0], both[1]), both[0], both[1]
 
     # objective and derivatives
 
@@ -110,11 +110,11 @@ class Problem:
 
     def huber(self, residuals: np.ndarray) -> np.ndarray:
         """Huber's loss of each residual; half the square where delta is None."""
-        size = np.abs(residuals)
+        size: np.ndarray = np.abs(residuals)
         if np.isinf(self.delta):
-            return 0.5 * size * size
+            return np.asarray(0.5 * size * size)
         inside = np.minimum(size, self.delta)
-        return inside * (size - 0.5 * inside)
+        return np.asarray(inside * (size - 0.5 * inside))
 
     def jacobian(self, point: "_Point") -> np.ndarray:
         """∂ ln L̂ / ∂z, [B, p, n]."""
@@ -170,9 +170,17 @@ class _Point:
         def pick(value: np.ndarray) -> np.ndarray:
             return value[rows] if value.ndim == 2 and len(value) == len(self.loss) else value
 
-        dictionaries = (self.theta, self.terms, self.at_reference, self.coefficients)
-        picked = ({name: pick(value) for name, value in each.items()} for each in dictionaries)
-        return _Point(*picked, self.loss[rows], self.residuals[rows])
+        def pick_all(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return {name: pick(value) for name, value in values.items()}
+
+        return _Point(
+            pick_all(self.theta),
+            pick_all(self.terms),
+            pick_all(self.at_reference),
+            pick_all(self.coefficients),
+            self.loss[rows],
+            self.residuals[rows],
+        )
 
 
 def minimise(
@@ -199,7 +207,7 @@ def _minimise(problem: Problem, start: np.ndarray, weights: np.ndarray | None, m
 
     def total(point: _Point, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
         each = problem.huber(point.residuals)
-        return np.sum(each if weights is None else each * weights[rows], axis=1)
+        return np.asarray(np.sum(each if weights is None else each * weights[rows], axis=1))
 
     objective = total(point)
     gradient, inner, outer = problem.normal_equations(point, weights)

@@ -24,7 +24,7 @@ def starts(problem: Problem, restarts: int, rng: np.random.Generator) -> np.ndar
 
     def on_rows(value: np.ndarray) -> np.ndarray:
         wide = np.broadcast_to(value, (len(grid), len(problem.log_loss)))
-        return wide[:, rows] / loss
+        return np.asarray(wide[:, rows] / loss)
 
     known = sum(
         (on_rows(point.coefficients[name] * point.terms[name]) for name in problem.pinned if name in point.terms),
@@ -38,7 +38,7 @@ def starts(problem: Problem, restarts: int, rng: np.random.Generator) -> np.ndar
     best = order[: restarts - restarts // _SPREAD]
     rest = order[len(best) :]
     others = rng.choice(rest, size=min(restarts - len(best), len(rest)), replace=False)
-    return z[np.concatenate([best, others])]
+    return np.asarray(z[np.concatenate([best, others])])
 
 
 def _non_negative(terms: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -63,4 +63,4 @@ def _non_negative(terms: np.ndarray, target: np.ndarray) -> np.ndarray:
             filled = np.zeros_like(best)
             filled[:, index] = solution
             best[take] = filled[take]
-    return best * scale
+    return np.asarray(best * scale)

@@ -51,8 +51,8 @@ def fit(
     free = len(form.names) - len(fixed)
     if len(table) < free:
         raise InputError(
-            f"law {form.name} has {free} free parameters and {table.source} only {len(table)} usable rows; add runs, or pin "
-            "parameters."
+            f"law {form.name} has {free} free parameters and {table.source} only {len(table)} usable rows; add runs, "
+            "or pin parameters."
         )
     columns = {name: table.numeric(name) for name in form.columns}
     problem = Problem(form, columns, table.numeric("loss"), pinned=fixed, huber_delta=huber_delta)
@@ -79,7 +79,7 @@ def fit(
         runs=table,
         seed=seed,
         restarts=restarts,
-        warnings=_mixed(table, form),
+        warnings=mixed(table, form),
     )
 
 
@@ -110,44 +110,58 @@ def check_options(
 class Resampler:
     """Draws how often each of n rows stands in a resample."""
 
-    def __init__(self, n_rows: int, group_of_row: np.ndarray | None) -> None:
-        self.group_of_row = np.arange(n_rows) if group_of_row is None else group_of_row
-        self.n_units = int(self.group_of_row.max()) + 1
-        self.n_rows = n_rows
+    def __init__(self, n_rows: int, *, units: np.ndarray | None = None, strata: np.ndarray | None = None) -> None:
+        """Say what is drawn.
+
+        Args:
+            n_rows: n.
+            units: index [n] of the unit that a row belongs to, from 0; units are drawn as wholes. Default: rows.
+            strata: index [units], in ascending order; a unit is replaced by one of its own stratum. Default: any.
+        """
+        self.unit_of_row = np.arange(n_rows) if units is None else units
+        self.n_units = int(self.unit_of_row.max()) + 1
+        strata = np.zeros(self.n_units, dtype=int) if strata is None else strata
+        sizes = np.bincount(strata)
+        self.size = sizes[strata]
+        self.start = (np.cumsum(sizes) - sizes)[strata]
 
     def weights(self, count: int, distinct: int, rng: np.random.Generator) -> np.ndarray:
-        """Counts [count, n]; a resample with fewer than `distinct` different rows is drawn again."""
-        weights = np.empty((count, self.n_rows))
+        """Counts [count, n]; a resample with fewer than `distinct` different rows is drawn again.
+
+        Raises:
+            InputError: if hardly any resample has that many.
+        """
+        weights = np.empty((count, len(self.unit_of_row)))
         todo = np.arange(count)
         for _ in range(100):
-            picked = rng.integers(self.n_units, size=(len(todo), self.n_units))
+            picked = self.start + (rng.random((len(todo), self.n_units)) * self.size).astype(int)
             offset = np.arange(len(todo))[:, None] * self.n_units
             counts = np.bincount((picked + offset).ravel(), minlength=len(todo) * self.n_units)
-            weights[todo] = counts.reshape(len(todo), self.n_units)[:, self.group_of_row]
+            weights[todo] = counts.reshape(len(todo), self.n_units)[:, self.unit_of_row]
             todo = todo[np.count_nonzero(weights[todo], axis=1) < distinct]
             if not len(todo):
                 return weights
         raise InputError(
-            f"{self.n_units} groups with {self.n_rows} rows almost never give a resample with {distinct} different rows; use "
-            "smaller groups, or fit without a bootstrap."
+            f"bootstrap needs resamples with {distinct} different rows, which {self.n_units} units with "
+            f"{len(self.unit_of_row)} rows almost never give; add runs, use smaller groups, or fit without it."
         )
 
 
 def resampler(table: RunTable, groups: str | None) -> Resampler:
     """Resample rows, or the values of one column as wholes."""
     if groups is None:
-        return Resampler(len(table), None)
+        return Resampler(len(table))
     labels = {value: index for index, value in enumerate(dict.fromkeys(table[groups].tolist()))}
     if len(labels) < 2:
         raise InputError(f"groups is {groups}, which has one value; a bootstrap needs at least two groups.")
-    return Resampler(len(table), np.array([labels[value] for value in table[groups].tolist()]))
+    return Resampler(len(table), units=np.array([labels[value] for value in table[groups].tolist()]))
 
 
 def bootstrap_draws(
     problem: Problem, best: np.ndarray, resample: Resampler, count: int, rng: np.random.Generator
 ) -> np.ndarray:
     """Coordinates [count, p] of fits to resamples, each started at the fit to all rows [1, p]."""
-    size = max(1, _TOGETHER // resample.n_rows)
+    size = max(1, _TOGETHER // len(resample.unit_of_row))
     parts = []
     for low in range(0, count, size):
         weights = resample.weights(min(size, count - low), problem.size, rng)
@@ -155,7 +169,7 @@ def bootstrap_draws(
     return np.concatenate(parts)
 
 
-def _mixed(table: RunTable, form: Form) -> list[str]:
+def mixed(table: RunTable, form: Form) -> list[str]:
     """What the rows mix although the law does not tell it apart."""
     sentences = []
     for column in ("expansion_rate", "granularity", "router"):

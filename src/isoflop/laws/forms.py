@@ -7,7 +7,7 @@ points, bounds, intervals and JSON follow from what the class declares.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar, Final
+from typing import Final
 
 import numpy as np
 
@@ -40,21 +40,21 @@ class Form:
     where it is not zero).
     """
 
-    name: ClassVar[str]
+    name: str
     """Key in FORMS and on the command line."""
-    equation: ClassVar[str]
+    equation: str
     """The law in one line, with its parameters' names."""
-    source: ClassVar[str]
+    source: str
     """Paper and arXiv id."""
-    columns: ClassVar[tuple[str, ...]]
+    columns: tuple[str, ...]
     """Standard columns that the law reads; all positive."""
-    coefficients: ClassVar[tuple[Parameter, ...]]
+    coefficients: tuple[Parameter, ...]
     """Parameters in which the loss is linear, in the order of the equation."""
-    exponents: ClassVar[tuple[Parameter, ...]]
+    exponents: tuple[Parameter, ...]
     """The other parameters."""
-    asymptote: ClassVar[str]
+    asymptote: str
     """Name of the coefficient of the constant term: the loss that no budget buys."""
-    fixed: ClassVar[tuple[str, ...]] = ()
+    fixed: tuple[str, ...] = ()
     """Standard columns that must not vary among the rows of one fit, because the law does not know them."""
 
     def features(self, columns: Columns) -> dict[str, np.ndarray]:

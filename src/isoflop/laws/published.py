@@ -10,8 +10,8 @@ from isoflop.laws.law import Law
 
 _KRAJEWSKI: Final = "Krajewski et al. 2024, arXiv 2402.07871"
 _KRAJEWSKI_SYMBOLS: Final = (
-    "N is the total non-embedding parameters without the router: d_model² (8E + 4) n_layers; D tokens of C4, one epoch; "
-    "G = d_ff / d_expert with d_ff = 4 d_model; expert choice"
+    "N is the total non-embedding parameters without the router: d_model² (8E + 4) n_layers; D tokens of C4, one "
+    "epoch; G = d_ff / d_expert with d_ff = 4 d_model; expert choice"
 )
 _KRAJEWSKI_RANGE: Final = {"tokens": (16e9, 130e9), "granularity": (1.0, 16.0)}
 

@@ -113,7 +113,7 @@ def derive(table: RunTable) -> RunTable:
             added["params_active"] = table.numeric("params_total")
     size = next((name for name in ("params_active", "params_total") if have(name)), None)
     if size is not None:
-        params = added.get(size) if size in added else table.numeric(size)
+        params = np.asarray(added[size]) if size in added else table.numeric(size)
         with np.errstate(divide="ignore", invalid="ignore"):
             if not have("tokens") and have("flops"):
                 added["tokens"] = table.numeric("flops") / (6 * params)

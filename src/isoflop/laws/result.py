@@ -158,8 +158,8 @@ class Fit:
         spare = self.n_rows - self.n_free
         if spare < 1:
             raise InputError(
-                f"the fit has {self.n_rows} rows for {self.n_free} free parameters, which leaves none to know the noise; "
-                "add runs."
+                f"the fit has {self.n_rows} rows for {self.n_free} free parameters, which leaves none to know the "
+                "noise; add runs."
             )
         losses = np.repeat(losses, -(-_SAMPLES // len(losses)), axis=0)
         rng = np.random.default_rng(self.seed)
@@ -183,16 +183,13 @@ class Fit:
         """
         from isoflop.laws.fitting import fit
 
-        if not 0 < largest < 1:
-            raise InputError(f"largest is {largest:g}; it must be between 0 and 1, the share of rows to hold out.")
         values = self.runs.numeric(by)
-        count = max(1, int(np.floor(largest * len(values) + 1e-9)))
-        threshold = float(np.sort(values)[-count])
+        threshold = held_out_split(values, largest)
         out = values >= threshold * (1 - 1e-9)
         if (~out).sum() <= self.n_free:
             raise InputError(
-                f"holding out {by} >= {threshold:g} leaves {int((~out).sum())} rows for {self.n_free} free parameters; hold "
-                "out fewer, or pin parameters."
+                f"holding out {by} >= {threshold:g} leaves {int((~out).sum())} rows for {self.n_free} free parameters; "
+                "hold out fewer, or pin parameters."
             )
         other = fit(
             self.runs.where(~out),
@@ -202,17 +199,7 @@ class Fit:
             seed=self.seed,
             restarts=self.restarts,
         )
-        held_out = self.runs.where(out)
-        errors = np.log(held_out.numeric("loss") / other.predict(held_out))
-        return Holdout(
-            by=by,
-            threshold=threshold,
-            n_fit=other.n_rows,
-            n_held_out=len(held_out),
-            rmse=float(np.sqrt(np.mean(errors**2))),
-            bias=float(np.mean(errors)),
-            status=other.status,
-        )
+        return held_out_score(other, self.runs.where(out), by=by, threshold=threshold)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain JSON values; `Fit.from_dict` gives an equal fit."""
@@ -272,6 +259,32 @@ class Fit:
             )
         except KeyError as error:
             raise InputError(f"the fit lacks the field {error}; it must be what Fit.to_dict wrote.") from None
+
+
+def held_out_split(values: np.ndarray, largest: float) -> float:
+    """The value from which on rows are held out, so that about this share of them is.
+
+    Raises:
+        InputError: if the share is not between 0 and 1.
+    """
+    if not 0 < largest < 1:
+        raise InputError(f"largest is {largest:g}; it must be between 0 and 1, the share of rows to hold out.")
+    count = max(1, round(largest * len(values)))
+    return float(np.sort(values)[-count])
+
+
+def held_out_score(fit: Fit, held_out: RunTable, *, by: str, threshold: float) -> Holdout:
+    """Score a fit on rows that it did not see."""
+    errors = np.log(held_out.numeric("loss") / fit.predict(held_out))
+    return Holdout(
+        by=by,
+        threshold=threshold,
+        n_fit=fit.n_rows,
+        n_held_out=len(held_out),
+        rmse=float(np.sqrt(np.mean(errors**2))),
+        bias=float(np.mean(errors)),
+        status=fit.status,
+    )
 
 
 def _tail(level: float) -> float:

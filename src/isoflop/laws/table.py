@@ -85,7 +85,8 @@ class RunTable:
         for label, value in zip(self.labels, values, strict=True):
             if isinstance(value, str):
                 raise InputError(
-                    f"{self.source} {label}: {column} is {value!r}, which is not a number; write it as 1e20, 100M or 4.37B."
+                    f"{self.source} {label}: {column} is {value!r}, which is not a number; write it as 1e20, 100M or "
+                    "4.37B."
                 )
         return np.array([np.nan if value is None else float(value) for value in values])
 

@@ -1,0 +1,54 @@
+"""Conditions on rows as people write them: loss<2.9, architecture=dense."""
+
+import operator
+import re
+from collections.abc import Callable
+from typing import Any, Final
+
+import numpy as np
+
+from isoflop.errors import InputError
+from isoflop.laws.reading import parse_number
+from isoflop.laws.table import RunTable
+
+_OPERATORS: Final[dict[str, Callable[[Any, Any], Any]]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "!=": operator.ne,
+    "==": operator.eq,
+    "=": operator.eq,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+_CONDITION = re.compile(r"\s*([^<>=!]+?)\s*(<=|>=|!=|==|=|<|>)\s*(.*?)\s*")
+
+
+def matching(table: RunTable, condition: str) -> RunTable:
+    """The rows that fulfil a condition COLUMN OPERATOR VALUE, with the operators = != < <= > >=.
+
+    Numbers may be written 1e20 or 4.37B; a row without a value fulfils nothing but !=.
+
+    Raises:
+        InputError: if the condition is malformed, its column is absent, or no row is left.
+    """
+    match = _CONDITION.fullmatch(condition)
+    if not match:
+        raise InputError(f"condition is {condition!r}; write it as COLUMN=VALUE, or with !=, <, <=, > or >=.")
+    column, sign, text = match.groups()
+    compare, values, number = _OPERATORS[sign], table[column], parse_number(text)
+    if values.dtype != object:
+        if number is None:
+            raise InputError(f"condition is {condition!r}; column {column} holds numbers, so its value must be one.")
+        keep = compare(values, number)
+    elif compare not in (operator.eq, operator.ne):
+        raise InputError(f"condition is {condition!r}; column {column} holds text, which knows only = and !=.")
+    else:
+        keep = np.array([compare(_text(value), text.lower()) for value in values], dtype=bool)
+    rows = table.where(keep)
+    if not len(rows):
+        raise InputError(f"condition is {condition!r}; none of the {len(table)} rows of {table.source} fulfils it.")
+    return rows
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value).lower()

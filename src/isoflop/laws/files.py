@@ -1,0 +1,42 @@
+"""Fits in JSON files."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from isoflop.errors import InputError
+from isoflop.laws.result import Fit
+
+
+def save_fit(fit: Fit, path: str | Path) -> None:
+    """Write a fit with its draws and rows as JSON; `load_fit` gives an equal one."""
+    Path(path).write_text(json.dumps(_finite(fit.to_dict()), indent=1) + "\n", encoding="utf-8")
+
+
+def load_fit(path: str | Path) -> Fit:
+    """Read a fit that `save_fit` (or `isoflop fit --out`) wrote.
+
+    Raises:
+        InputError: if the file cannot be read or holds something else.
+    """
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"fit file {path} cannot be read: {error.strerror}.") from None
+    except ValueError:
+        raise InputError(f"fit file {path} is not JSON in UTF-8.") from None
+    if not isinstance(values, dict):
+        raise InputError(
+            f"fit file {path} holds {type(values).__name__}; it must hold what `isoflop fit --out` writes."
+        )
+    return Fit.from_dict(values)
+
+
+def _finite(value: Any) -> Any:
+    """The value without NaN and infinity, which strict JSON lacks."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
