@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from isoflop.data.manifest import MANIFEST_FILE, TOKENIZER_FILE, Manifest, read_manifest
+from isoflop.data.manifest import MANIFEST_FILE, TOKENIZER_FILE, Manifest
 from isoflop.data.tokens import TokenData
 from isoflop.errors import InputError, RunError
 
@@ -31,12 +31,16 @@ def find_prepared(out: Path, identity: str, options: Mapping[str, Any], *, overw
     names = sorted(entry.name for entry in out.iterdir())
     if not names:
         return None
-    try:
-        present = TokenData(out).manifest
-    except InputError:
-        if not overwrite and MANIFEST_FILE in names:
-            raise
-        present = None
+    present = None
+    if MANIFEST_FILE in names:
+        try:
+            data = TokenData(out)
+            if overwrite:
+                data.verify()
+            present = data.manifest
+        except InputError:
+            if not overwrite:
+                raise
     if present is not None and present.identity == identity:
         return present
     if foreign := [name for name in names if not _OURS.fullmatch(name)]:
@@ -73,17 +77,18 @@ def writing(out: Path, identity: str) -> Iterator[Path]:
     temporary, old = out.with_name(f".{out.name}.{token}.new"), out.with_name(f".{out.name}.{token}.old")
     try:
         temporary.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"out is {out}, which cannot be made: {error.strerror}.") from None
+    try:
         yield temporary
         _flush(temporary / MANIFEST_FILE)
-        if not _holds(out, identity):
-            if out.exists():
+        try:
+            temporary.rename(out)
+        except OSError:
+            if not _holds(out, identity):
                 out.rename(old)
-            try:
                 temporary.rename(out)
-            except OSError:
-                if not _holds(out, identity):
-                    raise
-            _flush(out.parent)
+        _flush(out.parent)
     except OSError as error:
         raise RunError(f"data directory {out} cannot be written: {error.strerror or error}.") from error
     finally:
@@ -93,9 +98,11 @@ def writing(out: Path, identity: str) -> Iterator[Path]:
 
 def _holds(out: Path, identity: str) -> bool:
     try:
-        return read_manifest(out).identity == identity
+        data = TokenData(out)
+        data.verify()
     except InputError:
         return False
+    return data.manifest.identity == identity
 
 
 def _flush(path: Path) -> None:

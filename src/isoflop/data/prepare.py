@@ -22,6 +22,7 @@ from isoflop.data.tokenizer import (
     SubwordTokenizer,
     Tokenizer,
     load_tokenizer,
+    tokenizers_library,
     train_bpe,
 )
 from isoflop.errors import InputError
@@ -151,6 +152,7 @@ def _given_tokenizer(tokenizer: str | Path) -> Tokenizer | None:
         case "bytes":
             return ByteTokenizer()
         case "bpe":
+            tokenizers_library("tokenizer bpe")
             return None
         case _:
             return load_tokenizer(Path(tokenizer))

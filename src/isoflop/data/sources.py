@@ -73,7 +73,10 @@ def resolve_sources(sources: Iterable[str | Path] | str | Path) -> list[SourceSe
     """
     if isinstance(sources, (str, Path)):
         sources = [sources]
-    return [found for source in sources for found in _resolve(source)]
+    found = [source_set for source in sources for source_set in _resolve(source)]
+    if not found:
+        raise InputError(f"sources is empty; name at least one file, one directory or {PYTHON_STDLIB}.")
+    return found
 
 
 def _resolve(source: str | Path) -> Iterator[SourceSet]:

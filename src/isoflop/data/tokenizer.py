@@ -112,7 +112,7 @@ def load_tokenizer(path: Path) -> SubwordTokenizer:
     Raises:
         InputError: if the file is missing, is neither, or the library is not installed.
     """
-    library = _library(f"tokenizer file {path}")
+    library = tokenizers_library(f"tokenizer file {path}")
     if not path.is_file():
         raise InputError(
             f"tokenizer is {path}, which is not a file; allowed: bytes, bpe, a tokenizer.json of the Hugging Face "
@@ -138,7 +138,7 @@ def train_bpe(documents: Iterable[bytes], vocab_size: int) -> SubwordTokenizer:
     Raises:
         InputError: if vocab_size is below 257, or the text is too little for so many merges.
     """
-    library = _library("a BPE tokenizer")
+    library = tokenizers_library("a BPE tokenizer")
     if vocab_size < SMALLEST_BPE:
         raise InputError(
             f"vocab_size is {vocab_size}; a BPE needs at least {SMALLEST_BPE} (256 bytes and end-of-document)."
@@ -159,7 +159,7 @@ def train_bpe(documents: Iterable[bytes], vocab_size: int) -> SubwordTokenizer:
 
 def byte_level_bpe(ranks: dict[bytes, int]) -> "tokenizers.Tokenizer":
     """GPT-2's kind of BPE from its merge ranks; end-of-document gets the next free id."""
-    library = _library("a tokenizer from ranks")
+    library = tokenizers_library("a tokenizer from ranks")
     name = dict(zip(range(256), _byte_names(), strict=True))
     vocabulary = {"".join(name[byte] for byte in token): rank for token, rank in ranks.items()}
     merges = [
@@ -196,7 +196,12 @@ def _batches(documents: Iterable[bytes]) -> Iterator[list[str]]:
         yield [document.decode("utf-8") for document in batch]
 
 
-def _library(purpose: str) -> Any:
+def tokenizers_library(purpose: str) -> Any:
+    """The optional library that `purpose` needs.
+
+    Raises:
+        InputError: if it is not installed.
+    """
     try:
         import tokenizers
     except ImportError:

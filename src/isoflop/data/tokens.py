@@ -29,7 +29,7 @@ class Tokens:
         start, stop, step = key.indices(len(self))
         if step != 1:
             raise IndexError(f"slice step is {step}; only 1 is supported")
-        return self._read(start, max(start, stop))
+        return self._read(start, stop) if start < stop else self._shards[0][:0]
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[np.integer]:
         return np.array(self[:], dtype=dtype)
@@ -81,7 +81,7 @@ class TokenData:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of this data; only a subword one needs the tokenizers library."""
-        if self.manifest.tokenizer == "bytes":
+        if self.manifest.tokenizer_sha256 is None:
             return ByteTokenizer()
         return load_tokenizer(self.path / TOKENIZER_FILE)
 
