@@ -149,20 +149,48 @@ def _print_forecast(outcome: "Outcome") -> None:
 
 
 def _print_result(outcome: "Outcome") -> None:
-    best: dict[tuple[str, float], dict[str, Any]] = {}
+    from isoflop.study.verification import sentence
+
+    sizes: dict[tuple[str, float], dict[tuple[int, int], list[dict[str, Any]]]] = {}
     for row in outcome.rows:
-        key = (row["architecture"], row["budget"])
-        if row.get("loss") is not None and (key not in best or row["loss"] < best[key]["loss"]):
-            best[key] = row
-    rows = [
-        [name, f"{budget:.3g}", f"{row['d_model']}×{row['n_layers']}", si(row["params_active"]), si(row["tokens"]),
-         f"{row['loss']:.4f}"]
-        for (name, budget), row in sorted(best.items(), key=lambda item: (item[0][1], item[1]["loss"]))
-    ]  # fmt: skip
+        if row.get("loss") is not None:
+            group = sizes.setdefault((row["architecture"], row["budget"]), {})
+            group.setdefault((row["d_model"], row["n_layers"]), []).append(row)
+    rows = []
+    for (name, budget), group in sorted(sizes.items(), key=lambda item: (item[0][1], _lowest(item[1])[0])):
+        loss, best = _lowest(group)
+        seeds = "" if len(best) == 1 else f" ({len(best)} seeds)"
+        shape = f"{best[0]['d_model']}×{best[0]['n_layers']}"
+        rows.append(
+            [name, f"{budget:.3g}", shape, si(best[0]["params_active"]), si(best[0]["tokens"]), f"{loss:.4f}{seeds}"]
+        )
     print_table(
-        f"{outcome.path}: best run of each architecture and budget",
+        f"{outcome.path}: best size of each architecture and budget",
         ["architecture", "FLOPs", "d×L", "active", "tokens", "loss"],
         rows,
     )
+    bad = [row for row in outcome.rows if row.get("status") != "done"]
+    for row in bad:
+        typer.echo(f"{row['status']}: {row['run_id']}: {row.get('error')}")
     for note in outcome.notes:
-        typer.echo(note)
+        typer.echo(f"note: {note}")
+    if not outcome.complete:
+        ended = len(outcome.rows)
+        typer.echo(f"{ended} of {len(outcome.runs)} runs have ended; the same command continues")
+    if outcome.verification is not None:
+        for run in outcome.verification["runs"]:
+            typer.echo(sentence(run))
+        multiplier = outcome.verification["multiplier"]
+        if multiplier is not None and multiplier["value"] is not None:
+            low, high = multiplier["interval"] or (None, None)
+            interval = "" if low is None else f" (90% interval {low:.3g} to {si(high)})"
+            typer.echo(f"a dense model needs {multiplier['value']:.3g} × the FLOPs for the planned loss{interval}")
+    if outcome.report is not None:
+        typer.echo(f"report: {outcome.report}")
+
+
+def _lowest(group: dict[tuple[int, int], list[dict[str, Any]]]) -> tuple[float, list[dict[str, Any]]]:
+    """Mean loss over seeds and rows of the size where that is lowest."""
+    means = {size: sum(row["loss"] for row in rows) / len(rows) for size, rows in group.items()}
+    best = min(means, key=lambda size: means[size])
+    return means[best], group[best]

@@ -9,6 +9,7 @@ from typing import Any
 
 from isoflop.errors import InputError
 from isoflop.study.corpus import fingerprint, open_corpus
+from isoflop.study.finish import Finished, finish
 from isoflop.study.grid import Grid, PlannedRun
 from isoflop.study.pool import Pool
 from isoflop.study.progress import StudyProgress, duration
@@ -36,7 +37,7 @@ class Outcome:
     train_tokens: int
     """Tokens of the training split: a run on more repeats data."""
     complete: bool = False
-    """Whether every run of the grid has ended."""
+    """Whether every run has ended, the verification included."""
     fits: dict[str, Any] | None = None
     """fits.json."""
     verification: dict[str, Any] | None = None
@@ -104,8 +105,11 @@ def run_study(
         wanted = [run for run in runs if not only_budgets or run.budget in only_budgets]
         session.time_models(wanted)
         shown.say(_forecast(session, wanted, workers))
-        complete = False if dry_run else session.execute(session.planned, only=only_budgets) and not only_budgets
-        runs = session.planned()
+        ended = not dry_run and session.execute(session.planned, only=only_budgets)
+        result = Finished(ended=False)
+        if ended and not only_budgets:
+            result = finish(session, train_tokens=len(data.tokens("train")))
+        runs = [*session.planned(), *result.runs]
         rows = store.rows(runs)
         return Outcome(
             path=store.path,
@@ -115,7 +119,11 @@ def run_study(
             remaining_seconds=session.remaining_seconds(runs),
             workers=workers,
             train_tokens=len(data.tokens("train")),
-            complete=complete,
+            complete=result.ended,
+            fits=result.fits,
+            verification=result.verification,
+            report=result.report,
+            notes=result.notes,
         )
 
 

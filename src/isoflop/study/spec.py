@@ -106,6 +106,8 @@ class Architecture:
     """One architecture with one granularity."""
 
     name: str
+    family: str
+    """Its name in the YAML, which granularities share."""
     experts: ExpertsSpec | None
     budgets: tuple[float, ...]
     sizes_per_budget: int
@@ -170,6 +172,8 @@ class StudySpec:
 
     name: str
     """Name of the study and of its default directory, runs/<name>."""
+    description: str = ""
+    """A sentence for the report."""
     data: DataSpec
     """The text."""
     context: int
@@ -264,6 +268,7 @@ class StudySpec:
                 found.append(
                     Architecture(
                         name=spec.name + suffix,
+                        family=spec.name,
                         experts=experts,
                         budgets=spec.budgets or self.budgets,
                         sizes_per_budget=spec.sizes_per_budget or self.sizes_per_budget,

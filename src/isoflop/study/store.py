@@ -7,6 +7,7 @@ committed table), `timing/`, `runs.csv` and `runs.parquet`, `fits.json`, `verifi
 
 import fcntl
 import json
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -64,7 +65,8 @@ class StudyStore:
             raise InputError(f"table {path} has no column run_id; give the runs.csv of a study.")
         finished = {row["run_id"]: row for row in rows if row.get("status") in SETTLED}
         self._imported |= finished
-        write_table(self.path / "imported.csv", list(self._imported.values()))
+        if self._imported:
+            write_table(self.path / "imported.csv", list(self._imported.values()))
         return len(finished)
 
     def run_directory(self, run_id: str) -> Path:
@@ -125,6 +127,8 @@ class StudyStore:
 
     def export(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write runs.csv, and runs.parquet where pyarrow is installed."""
+        if not rows:
+            return
         with self.lock("table"):
             write_table(self.path / "runs.csv", rows)
             with suppress(ImportError):
@@ -146,7 +150,7 @@ class StudyStore:
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
         """Write a JSON file of the study, atomically."""
-        self.write_text(name, json.dumps(values, indent=1, allow_nan=False) + "\n")
+        self.write_text(name, json.dumps(_finite(values), indent=1, allow_nan=False) + "\n")
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file of the study, atomically."""
@@ -167,6 +171,15 @@ def claim(directory: Path) -> Iterator[bool]:
             yield False
             return
         yield True
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for what JSON does not have: NaN and infinities."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

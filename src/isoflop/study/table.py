@@ -1,12 +1,11 @@
-"""The run table on disk, written atomically."""
+"""The run table on disk, replaced in one step."""
 
-import csv
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from isoflop.errors import InputError
+from isoflop.laws import RunTable, read_runs, write_runs
 
 LEADING: Final = (
     "run_id", "study", "architecture", "budget", "stage", "seed", "status", "loss", "loss_std", "bits_per_byte",
@@ -19,44 +18,16 @@ LEADING: Final = (
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows to a .csv or .parquet file, replacing it in one step."""
-    names = list(dict.fromkeys([*LEADING, *(name for row in rows for name in row)]))
+    ordered = [{**{name: row.get(name) for name in LEADING}, **row} for row in rows]
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    if path.suffix == ".parquet":
-        import pyarrow
-        import pyarrow.parquet
-
-        columns = {name: [row.get(name) for row in rows] for name in names}
-        pyarrow.parquet.write_table(pyarrow.table(columns), temporary)
-    else:
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=names, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+    write_runs(RunTable(ordered), temporary)
     temporary.replace(path)
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:
-    """The rows of a .csv file, numbers as numbers; an empty cell is None.
+    """The rows of a run table.
 
     Raises:
-        InputError: if the file cannot be read.
+        InputError: if the file cannot be read or has no rows.
     """
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return [{name: _value(text) for name, text in row.items()} for row in csv.DictReader(file)]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise InputError(f"table {path} cannot be read: {reason}.") from None
-
-
-def _value(text: str | None) -> Any:
-    if not text:
-        return None
-    if text in ("True", "False"):
-        return text == "True"
-    for convert in (int, float):
-        try:
-            return convert(text)
-        except ValueError:
-            continue
-    return text
+    return read_runs(path).rows

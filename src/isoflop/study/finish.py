@@ -1,0 +1,102 @@
+"""What happens once every run of the grid has ended: laws, plan, verification, report."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from isoflop.errors import InputError
+from isoflop.planner import architecture as build
+from isoflop.study import verification
+from isoflop.study.fits import fit_study
+from isoflop.study.grid import PlannedRun
+from isoflop.study.session import Session
+
+
+@dataclass(kw_only=True)
+class Finished:
+    """What came of the runs."""
+
+    fits: dict[str, Any] | None = None
+    """fits.json."""
+    verification: dict[str, Any] | None = None
+    """verification.json."""
+    runs: list[PlannedRun] = field(default_factory=list)
+    """The verification's runs."""
+    ended: bool = True
+    """False if the deadline came before the verification had ended."""
+    report: Path | None = None
+    """The report's HTML file."""
+    notes: list[str] = field(default_factory=list)
+    """What could not be done, and why."""
+
+
+def finish(session: Session, *, train_tokens: int) -> Finished:
+    """Fit, plan, carry out the verification, and write the report; what the store has already is kept.
+
+    The prediction is written to verification.json before its run begins, and stays as long as the rows behind it do.
+
+    Args:
+        session: the study; every run of its grid has ended.
+        train_tokens: tokens of the training split, which bounds the plan as long as no run of the grid repeats data.
+    """
+    store, study = session.store, session.study
+    result = Finished()
+    rows = list(store.rows(session.planned()).values())
+    try:
+        with store.lock("fits"):
+            session.progress.update("fitting the laws", 0.0, "")
+            fits = fit_study(study, rows)
+            result.fits = fits.to_dict()
+            result.notes += fits.notes
+            store.write_json("fits.json", result.fits)
+            if study.verification is not None:
+                document = store.read_json("verification.json")
+                if (
+                    document is None
+                    or document["digest"] != fits.digest
+                    or document["flops"] != study.verification.flops
+                ):
+                    most = max([train_tokens, *(row.get("tokens") or 0 for row in rows)])
+                    document = verification.predict(study, session.grid, fits, tokens_available=most)
+                    store.write_json("verification.json", document)
+                result.verification = document
+                result.notes += document["notes"]
+    except InputError as error:
+        result.notes.append(str(error))
+    if result.verification is not None:
+        result.runs = [_planned(session, run) for run in result.verification["runs"]]
+        everything = [*session.planned(), *result.runs]
+        best = result.verification["runs"][0]
+        session.progress.say(
+            f"verification: {best['architecture']} at {best['flops']:.3g} FLOPs, predicted loss {best['predicted']:.4f}"
+        )
+        session.time_models(result.runs)
+        result.ended = session.execute(lambda: everything)
+        result.verification = verification.compare(result.verification, store.rows(result.runs))
+        store.write_json("verification.json", result.verification)
+    if result.ended:
+        result.report = _report(session, result.notes)
+    return result
+
+
+def _planned(session: Session, run: dict[str, Any]) -> PlannedRun:
+    """The run that verification.json describes; it keeps its last checkpoints, so that it can be sampled."""
+    study, grid = session.study, session.grid
+    own = study.architecture(run["architecture"])
+    spec = build(grid.template(own), d_model=run["d_model"], n_layers=run["n_layers"])
+    planned = grid.run(own, run["flops"], spec, run["seed"], "verification")
+    if "keep_checkpoints" in study.training:
+        return planned
+    return replace(planned, config=replace(planned.config, keep_checkpoints=2))
+
+
+def _report(session: Session, notes: list[str]) -> Path | None:
+    from isoflop.report import write_report
+
+    session.progress.update("writing the report", 1.0, "")
+    try:
+        with session.store.lock("report"):
+            return write_report(session.store.path)
+    except InputError as error:
+        notes.append(f"no report: {error}")
+        return None
