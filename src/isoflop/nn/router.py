@@ -35,8 +35,8 @@ class Router(nn.Module):
 
     **token_choice.** Each token takes its top-k experts; dropless. Gates are softmax probabilities over all experts
     (`softmax_topk`), divided by their sum if `renormalise`, or a softmax over the k chosen logits (`topk_softmax`: the
-    same numbers). With k = 1 the gate is the plain softmax probability in every case (Switch; Fedus et al. 2021, arXiv 2101.03961):
-    normalised, it would be the constant 1 and leave the router without a gradient.
+    same numbers). With k = 1 the gate is the plain softmax probability in every case (Switch; Fedus et al. 2021, arXiv
+    2101.03961): normalised, it would be the constant 1 and leave the router without a gradient.
 
     **expert_choice** (Krajewski et al. 2024, arXiv 2402.07871, sec. 3). Softmax over experts; at each position every
     expert takes its C highest-scored of the B tokens that stand there, C = B·k/X rounded half up, at least 1.
