@@ -250,6 +250,20 @@ def test_spec_that_does_not_fit_the_data(tmp_path, dense, data_dir, change, word
     assert not (tmp_path / "run").exists()
 
 
+def test_a_directory_with_files_of_the_same_names_is_left_alone(tmp_path, dense, data_dir):
+    content = (data_dir / "manifest.json").read_bytes()
+    with pytest.raises(InputError, match=r"holds a manifest.json but no run"):
+        train(dense, QUICK, data=data_dir, out=data_dir)
+    assert (data_dir / "manifest.json").read_bytes() == content
+
+
+def test_a_disk_that_refuses_is_a_failed_run(tmp_path, dense, data_dir):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/checkpoints").write_text("in the way")
+    with pytest.raises(RunError, match="run cannot be written: File exists"):
+        train(dense, QUICK, data=data_dir, out=tmp_path / "run")
+
+
 def test_out_that_cannot_be_written(tmp_path, dense, data_dir):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"out is .*cannot be written"):

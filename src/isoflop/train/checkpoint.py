@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -67,7 +68,11 @@ def save_checkpoint(
     temporary.mkdir()
     for name, tensors in ((MODEL, model), (OPTIMIZER, optimizer)):
         if tensors:
-            save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary / name)
+            host = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+            try:
+                save_file(host, temporary / name)
+            except SafetensorError as error:  # the disk is full, say
+                raise OSError(f"{name}: {error}") from error
     (temporary / STATE).write_text(json.dumps(state, indent=1) + "\n")
     checksums = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
     (temporary / CHECKSUMS).write_text(json.dumps(checksums, indent=1) + "\n")

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from isoflop.data import TokenData
 from isoflop.data.manifest import MANIFEST_FILE, TOKENIZER_FILE
@@ -17,6 +17,9 @@ from isoflop.spec import DecoderSpec, save_spec, spec_to_dict
 from isoflop.train.checkpoint import flush_to_disk
 from isoflop.train.config import OPERATIONAL, TrainConfig
 from isoflop.train.resolve import Resolved
+
+_OURS: Final = ("spec.yaml", MANIFEST_FILE, TOKENIZER_FILE, "config.json")
+"""Files that a run writes after run.json, in this order."""
 
 
 class RunDirectory:
@@ -35,7 +38,8 @@ class RunDirectory:
         """Write what the run computes, or make sure that the directory already holds the same.
 
         Raises:
-            InputError: if it holds another run (names the fields that differ) or cannot be written.
+            InputError: if it holds another run (names the fields that differ), or files of that name that are not a
+                run's, or cannot be written.
         """
         wanted = _description(spec, config, plan, data)
         stored = self._read("run.json")
@@ -46,15 +50,19 @@ class RunDirectory:
                     f"out is {self.path}, which holds a run with other settings: {'; '.join(differing)}; give another "
                     f"directory or the same settings."
                 )
-            return
+        elif foreign := [name for name in _OURS if (self.path / name).exists()]:
+            raise InputError(f"out is {self.path}, which holds a {foreign[0]} but no run; give another directory.")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            if stored is None:
+                self._write("run.json", wanted)
+            if (self.path / _OURS[-1]).exists():
+                return
             save_spec(spec, self.path / "spec.yaml")
-            self._write("config.json", config.to_dict())
             for name in (MANIFEST_FILE, TOKENIZER_FILE):
                 if (data.path / name).exists():
                     shutil.copyfile(data.path / name, self.path / name)
-            self._write("run.json", wanted)
+            self._write("config.json", config.to_dict())
         except OSError as error:
             raise InputError(f"out is {self.path}, which cannot be written: {error.strerror}.") from None
 

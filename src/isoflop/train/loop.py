@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from isoflop.data import Batches, TokenData, evaluation_windows
-from isoflop.errors import InputError
+from isoflop.errors import InputError, RunError
 from isoflop.spec import DecoderSpec
 from isoflop.train.config import TrainConfig
 from isoflop.train.directory import RunDirectory
@@ -45,7 +45,7 @@ def train(
 
     Raises:
         InputError: if spec, configuration and data do not fit together, or `out` holds another run.
-        RunError: if another process trains in `out`.
+        RunError: if another process trains in `out`, the disk refuses, or memory runs out.
     """
     tokens = data if isinstance(data, TokenData) else TokenData(data)
     plan = resolve(spec, config)
@@ -91,5 +91,14 @@ def train(
                 record = run.complete(progress, extra or {})
             ranks.barrier()
             return record
+    except OSError as error:
+        raise RunError(f"{out} cannot be written: {error.strerror or error}.") from error
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise RunError(
+                f"{device} has too little memory for micro_batch={plan.micro_batch}; give a smaller micro_batch, or "
+                f"activation_checkpointing."
+            ) from error
+        raise
     finally:
         torch.set_num_threads(threads)

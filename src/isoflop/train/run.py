@@ -95,7 +95,7 @@ class Run:
                 save = (by_time and time.monotonic() - saved_at > (config.checkpoint_seconds or 0)) or (
                     config.checkpoint_steps is not None and self.step % config.checkpoint_steps == 0
                 )
-                if log or self.device.type == "cpu" or evaluate or save:
+                if log or self.device.type == "cpu" or evaluate:  # reading the flag waits for the device
                     self._check_divergence(log)
                 now = time.perf_counter()
                 self.wall_seconds, since = self.wall_seconds + now - since, now
@@ -110,7 +110,7 @@ class Run:
                     self._write(metrics, self._evaluation_line(self._evaluate()))
                 if last:
                     self._calibrate()
-                if (save or last) and self.ranks.rank == 0:
+                if (save or last) and self.ranks.rank == 0 and int(self.first_bad) < 0:
                     self._save(metrics.tell() if metrics else 0, finished=last)
                     saved_at = time.monotonic()
                 if evaluate or save or last:
