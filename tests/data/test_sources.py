@@ -97,6 +97,9 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "marked.txt").write_text("first\n" * 12 + "\n" + "second\n" * 9, encoding="utf-8-sig")
     manifest = prepare([tmp_path / "marked.txt"], tmp_path / "data", document_bytes=80)
     assert sum(split.bytes for split in manifest.splits.values()) == 6 * 12 + 1 + 7 * 9
+    (tmp_path / "rows.jsonl").write_text('{"text": "one"}\n{"text": "three"}\n', encoding="utf-8-sig")
+    manifest = prepare([tmp_path / "rows.jsonl"], tmp_path / "rows")
+    assert sum(split.bytes for split in manifest.splits.values()) == 8
 
 
 def test_broken_json_lines_are_named_with_the_line(tmp_path: Path) -> None:

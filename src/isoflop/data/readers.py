@@ -1,5 +1,6 @@
 """From source files to documents (UTF-8 bytes), one at a time, so that inputs larger than memory stream."""
 
+import codecs
 import gzip
 import json
 import zlib
@@ -81,13 +82,15 @@ def _read_text(path: Path, document_bytes: int) -> Iterator[bytes]:
                     f"source {path} is not UTF-8: byte 0x{document[error.start]:02x} at offset {offset + error.start}; "
                     "convert it to UTF-8 first."
                 ) from None
-            yield document.removeprefix(b"\xef\xbb\xbf") if offset == 0 else document
+            yield document.removeprefix(codecs.BOM_UTF8) if offset == 0 else document
 
 
 def _read_jsonl(path: Path, text_column: str) -> Iterator[bytes]:
     with _opened(path) as stream:
         for number, line in enumerate(stream, start=1):
-            if line.isspace():
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            if not line.strip():
                 continue
             try:
                 row = json.loads(line.decode("utf-8"))
