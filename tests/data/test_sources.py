@@ -160,6 +160,8 @@ def test_a_missing_text_column_lists_the_columns(tmp_path: Path) -> None:
         ({"validation_fraction": 1.0}, "validation_fraction is 1.0; it must be greater than 0 and less than 1."),
         ({"validation_fraction": float("nan")}, "validation_fraction is nan"),
         ({"document_bytes": 10}, "document_bytes is 10; it must be at least 64."),
+        ({"document_bytes": "1e5"}, "document_bytes is '1e5'; it must be a whole number."),
+        ({"validation_fraction": "5%"}, "validation_fraction is '5%'; it must be a number."),
         ({"seed": -1}, "seed is -1"),
         ({"shard_tokens": 0}, "shard_tokens is 0"),
         ({"vocab_size": 300}, "vocab_size is 300; it goes with tokenizer bpe alone"),

@@ -128,6 +128,11 @@ def prepare(
 
 def _check(options: Mapping[str, Any]) -> None:
     tokenizer, vocab_size = options["tokenizer"], options["vocab_size"]
+    for name in ("document_bytes", "seed", "shard_tokens", *(["vocab_size"] if vocab_size is not None else [])):
+        if not isinstance(options[name], int):
+            raise InputError(f"{name} is {options[name]!r}; it must be a whole number.")
+    if not isinstance(options["validation_fraction"], (int, float)):
+        raise InputError(f"validation_fraction is {options['validation_fraction']!r}; it must be a number.")
     if not 0 < options["validation_fraction"] < 1:
         raise InputError(
             f"validation_fraction is {options['validation_fraction']}; it must be greater than 0 and less than 1."
