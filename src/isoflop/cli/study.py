@@ -1,5 +1,6 @@
 """`isoflop study`: run a study, and see where it stands."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -169,6 +170,21 @@ def _print_result(outcome: "Outcome") -> None:
         ["architecture", "FLOPs", "d×L", "active", "tokens", "loss"],
         rows,
     )
+    if outcome.fits is not None and outcome.fits["laws"]:
+        print_table(
+            "laws",
+            ["family", "law", "rows", "status", "held-out RMSE of ln loss"],
+            [
+                [
+                    law["name"],
+                    law["law"],
+                    str(law["n_rows"]),
+                    law["status"],
+                    "–" if law["holdout"] is None else f"{law['holdout']['rmse']:.4f}",
+                ]
+                for law in outcome.fits["laws"]
+            ],
+        )
     bad = [row for row in outcome.rows if row.get("status") != "done"]
     for row in bad:
         typer.echo(f"{row['status']}: {row['run_id']}: {row.get('error')}")
@@ -182,9 +198,9 @@ def _print_result(outcome: "Outcome") -> None:
             typer.echo(sentence(run))
         multiplier = outcome.verification["multiplier"]
         if multiplier is not None and multiplier["value"] is not None:
-            low, high = multiplier["interval"] or (None, None)
-            interval = "" if low is None else f" (90% interval {low:.3g} to {si(high)})"
-            typer.echo(f"a dense model needs {multiplier['value']:.3g} × the FLOPs for the planned loss{interval}")
+            typer.echo(
+                f"a dense model needs {multiplier['value']:.3g} × the FLOPs for the planned loss{_span(multiplier)}"
+            )
     if outcome.report is not None:
         typer.echo(f"report: {outcome.report}")
 
@@ -194,3 +210,11 @@ def _lowest(group: dict[tuple[int, int], list[dict[str, Any]]]) -> tuple[float, 
     means = {size: sum(row["loss"] for row in rows) / len(rows) for size, rows in group.items()}
     best = min(means, key=lambda size: means[size])
     return means[best], group[best]
+
+
+def _span(multiplier: dict[str, Any]) -> str:
+    """The interval of a multiplier; an end that is infinite is missing in JSON."""
+    if multiplier["interval"] is None:
+        return ""
+    low, high = (math.inf if end is None else end for end in multiplier["interval"])
+    return f" (90% interval {low:.3g} to {'any number' if math.isinf(high) else f'{high:.3g}'})"

@@ -60,7 +60,7 @@ def finish(session: Session, *, train_tokens: int) -> Finished:
                     document = verification.predict(study, session.grid, fits, tokens_available=most)
                     store.write_json("verification.json", document)
                 result.verification = document
-                result.notes += document["notes"]
+                result.notes += [*document["notes"], *document["plan"]["warnings"]]
     except InputError as error:
         result.notes.append(str(error))
     if result.verification is not None:

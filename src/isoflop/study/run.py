@@ -104,7 +104,8 @@ def run_study(
         runs = session.planned()
         wanted = [run for run in runs if not only_budgets or run.budget in only_budgets]
         session.time_models(wanted)
-        shown.say(_forecast(session, wanted, workers))
+        if any(store.row(run.run_id) is None for run in wanted):
+            shown.say(_forecast(session, wanted, workers))
         ended = not dry_run and session.execute(session.planned, only=only_budgets)
         result = Finished(ended=False)
         if ended and not only_budgets:

@@ -174,8 +174,7 @@ class Session:
         self, run: PlannedRun, row: dict[str, Any], seconds: float | None, runs: Collection[PlannedRun]
     ) -> None:
         self._told.add(run.run_id)
-        done = sum(self.store.row(each.run_id) is not None for each in runs)
-        self.progress.ended(run, row, seconds, done, len(runs))
+        self.progress.ended(run, row, seconds, len(self._told), len(runs))
 
     def _tell(self, runs: Sequence[PlannedRun]) -> None:
         """Name the runs that had ended before, or that another process has ended."""
