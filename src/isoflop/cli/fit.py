@@ -122,7 +122,9 @@ def _print(
             f"{score.rmse:.2%} RMSE of ln loss on {score.n_held_out} rows with {score.by} ≥ {si(score.threshold)}"
         )
         about.append(["held out", f"{held_out}, fitted on {score.n_fit}"])
-        about.append(["", f"measured above predicted by {score.bias:+.2%} on average"])
+        about.append(
+            ["", f"measured lies {abs(score.bias):.2%} {'above' if score.bias > 0 else 'below'} predicted on average"]
+        )
     about += [["warning", sentence] for sentence in (*fitted.warnings, *without_score)]
     about += [["note", sentence] for sentence in notes]
     print_table("", ["quantity", "value"], about)

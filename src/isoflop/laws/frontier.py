@@ -122,7 +122,8 @@ class MinimaFrontier:
         minima = sorted(minima, key=lambda minimum: minimum.flops)
         if len(minima) < 2 or len({minimum.budget for minimum in minima}) < len(minima):
             raise InputError(
-                f"minima holds {len(minima)} entries; a frontier needs one architecture at two budgets or more, each once."
+                f"minima holds {len(minima)} entries; a frontier needs those of one architecture at two budgets or "
+                "more, each once."
             )
         self.log_flops = np.log([minimum.flops for minimum in minima])
         self.log_loss = np.log([[minimum.loss for minimum in minima]])

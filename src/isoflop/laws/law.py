@@ -29,6 +29,8 @@ class Law:
     """What N, D and G mean in this law, where that differs from the standard columns."""
     range: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """Smallest and largest value of each column for which the constants are supported by runs."""
+    reach: float = 1.0
+    """How many times the largest value of `range`, or what part of the smallest, a prediction may go without a word."""
     fixed: Mapping[str, float] = field(default_factory=dict)
     """Columns that the law does not know and their one value, such as expansion_rate."""
     active_share: float = 1.0
@@ -70,7 +72,7 @@ class Law:
         return columns
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dictionary for JSON; `law_from_dict` reads it."""
+        """Plain dictionary for JSON."""
         return {
             "law": self.form.name,
             "name": self.name,
@@ -79,6 +81,7 @@ class Law:
             "convention": self.convention,
             "symbols": self.symbols,
             "range": {name: list(bounds) for name, bounds in self.range.items()},
+            "reach": self.reach,
             "fixed": dict(self.fixed),
             "active_share": self.active_share,
         }
@@ -94,8 +97,9 @@ class Law:
                 values = 6 * self.active_share * columns["params_total"] * columns["tokens"]
             else:
                 continue
-            if np.any(values < low * (1 - 1e-9)) or np.any(values > high * (1 + 1e-9)):
+            if np.any(values < low / self.reach * (1 - 1e-9)) or np.any(values > high * self.reach * (1 + 1e-9)):
+                far = f" by more than {self.reach:g} times" if self.reach > 1 else ""
                 sentences.append(
-                    f"{name} outside {low:.3g} to {high:.3g}, which law {self.name} was fitted on: an extrapolation."
+                    f"{name} is outside {low:.3g} to {high:.3g}, where law {self.name} has runs{far}: an extrapolation."
                 )
         return sentences

@@ -85,10 +85,11 @@ def isoflop_minima(
 ) -> list[Minimum]:
     """Fit a parabola in ln params_active to the loss of each group.
 
-    This is approach 2 of Hoffmann et al. 2022, arXiv 2203.15556. Intervals come from draws of the parabola's coefficients: normal with the least-squares covariance, its noise
-    pooled over all groups and drawn with its degrees of freedom (so that the intervals are Student's), which lets a
-    budget of three sizes have an interval if other budgets have rows to spare. A parabola is only the middle of the
-    true curve: sizes far from the optimum, or spread unevenly about it, bias the minimum, and no interval shows it.
+    This is approach 2 of Hoffmann et al. 2022, arXiv 2203.15556. Intervals come from draws of the parabola's
+    coefficients: normal with the least-squares covariance, its noise pooled over all groups and drawn with its degrees
+    of freedom (so that they are Student's intervals), which gives even a budget of three sizes an interval if other
+    budgets have rows to spare. A parabola is only the middle of the true curve: sizes far from the optimum, or spread
+    unevenly about it, bias the minimum, and no interval shows it.
 
     Args:
         runs: finished runs; others are left out.

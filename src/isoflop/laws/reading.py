@@ -103,14 +103,14 @@ def derive(table: RunTable) -> RunTable:
     if not have("params_total") and have("params_active") and not _speaks_of_experts(table):
         added["params_total"] = table.numeric("params_active")
         notes.append("params_total is absent: taken equal to params_active (dense).")
-    if not have("granularity"):
-        added["granularity"] = 1
-        notes.append("granularity is absent: taken as 1.")
     if not _speaks_of_experts(table):
-        added["expansion_rate"] = 1
-        notes.append("nothing speaks of experts: expansion_rate is taken as 1 (dense).")
+        added |= {"granularity": 1, "expansion_rate": 1}
+        notes.append("nothing speaks of experts: the runs are taken as dense.")
         if not have("params_active") and have("params_total"):
             added["params_active"] = table.numeric("params_total")
+    elif not have("granularity"):
+        added["granularity"] = 1
+        notes.append("granularity is absent: taken as 1.")
     size = next((name for name in ("params_active", "params_total") if have(name)), None)
     if size is not None:
         params = np.asarray(added[size]) if size in added else table.numeric(size)

@@ -105,7 +105,8 @@ class Fit:
             parameters=self.parameters,
             source=f"fit of {self.n_rows} rows of {self.runs.source}",
             convention=str(conventions.pop()) if len(conventions) == 1 else "6ND",
-            range={"flops": (0.0, _FAR * float(np.max(self.runs.numeric("flops"))))} if "flops" in self.runs else {},
+            range=_span(self.runs),
+            reach=_FAR,
             fixed=fixed,
             active_share=float(np.nanmedian(shares)),
             warnings=self.warnings,
@@ -246,7 +247,7 @@ class Fit:
                 status=values["status"],
                 message=values["message"],
                 objective=values["objective"],
-                condition=values["condition"],
+                condition=np.inf if values["condition"] is None else float(values["condition"]),
                 n_left_out=values["n_left_out"],
                 huber_delta=values["huber_delta"],
                 pinned=dict(values["pinned"]),
@@ -285,6 +286,13 @@ def held_out_score(fit: Fit, held_out: RunTable, *, by: str, threshold: float) -
         bias=float(np.mean(errors)),
         status=fit.status,
     )
+
+
+def _span(runs: RunTable) -> dict[str, tuple[float, float]]:
+    if "flops" not in runs:
+        return {}
+    flops = runs.numeric("flops")
+    return {"flops": (float(flops.min()), float(flops.max()))}
 
 
 def _tail(level: float) -> float:
