@@ -6,6 +6,10 @@ import typer
 
 from isoflop import __version__
 from isoflop.cli.count import count
+from isoflop.cli.prepare import prepare
+from isoflop.cli.sample import sample
+from isoflop.cli.study import study_app
+from isoflop.cli.train import train
 
 app = typer.Typer(
     name="isoflop",
@@ -29,4 +33,8 @@ def root(
         raise typer.Exit
 
 
+app.command()(prepare)
 app.command()(count)
+app.command()(train)
+app.command()(sample)
+app.add_typer(study_app, name="study")

@@ -2,18 +2,18 @@
 
 import math
 
-LEARNING_RATE_AT_1M = 3e-3
+LEARNING_RATE_AT_1M = 5e-3
 """Peak learning rate of a model with one million active non-embedding parameters."""
-LEARNING_RATE_EXPONENT = -0.25
+LEARNING_RATE_EXPONENT = -0.3
 """Power of the active non-embedding parameters."""
-LEARNING_RATE_BOUNDS = (2e-4, 1e-2)
+LEARNING_RATE_BOUNDS = (1e-4, 3e-2)
 """Smallest and largest learning rate that the rule gives."""
 
-BATCH_COEFFICIENT = 0.0694
+BATCH_COEFFICIENT = 0.0347
 """Batch in tokens = BATCH_COEFFICIENT × FLOPs^BATCH_EXPONENT, then rounded."""
 BATCH_EXPONENT = 0.3644
 """Power of the training FLOPs."""
-BATCH_BOUNDS = (2048, 65536)
+BATCH_BOUNDS = (512, 4194304)
 """Smallest and largest batch, in tokens, that the rule gives."""
 
 LOGIT_ELEMENTS = 2**27
