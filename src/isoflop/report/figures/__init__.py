@@ -1,0 +1,19 @@
+"""The report's figures, each usable alone: it takes a run table or a part of the study's records and returns a
+matplotlib Figure (no pyplot, nothing shown, nothing saved). `width` is in inches; panels wrap to fit it."""
+
+from isoflop.report.figures.agreement import parity, residuals, verification
+from isoflop.report.figures.isoflop import isoflop_curves, loss_against_granularity
+from isoflop.report.figures.scaling import efficiency, frontier
+from isoflop.report.figures.training import expert_load, training_curves
+
+__all__ = [
+    "efficiency",
+    "expert_load",
+    "frontier",
+    "isoflop_curves",
+    "loss_against_granularity",
+    "parity",
+    "residuals",
+    "training_curves",
+    "verification",
+]

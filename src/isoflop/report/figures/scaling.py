@@ -1,0 +1,137 @@
+"""What compute buys: the compute-optimal frontier, and how many times the compute a dense model needs."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from isoflop.laws import Minimum
+from isoflop.report.marks import Curve, Multiplier
+from isoflop.report.style import (
+    LIGHT,
+    WIDE,
+    Look,
+    factor,
+    grid,
+    log_axis,
+    look_of,
+    name_lines,
+    reach,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from isoflop.report.view import Architecture
+
+
+def frontier(
+    architectures: Sequence["Architecture"],
+    minima: Sequence[Minimum] = (),
+    curves: Sequence[Curve] = (),
+    *,
+    width: float = WIDE,
+) -> "Figure":
+    """Compute-optimal loss against training FLOPs, an architecture a colour.
+
+    Marks are the fitted isoFLOP minima with their intervals, lines the fitted law at its best size for each budget.
+    """
+    looks = look_of(architectures)
+    figure, (axes,) = grid(1, width=width, panel_height=4.4)
+    x = [minimum.budget for minimum in minima] + [float(value) for curve in curves for value in curve.flops]
+    if not x:
+        raise ValueError("frontier needs minima or curves")
+    log_axis(axes, "x", x, kind="flops", most=7 if width > 5 else 4, margin=0.04)
+    for curve in curves:
+        look = looks[curve.architecture]
+        axes.plot(curve.flops, curve.loss, zorder=2, **look.line)
+    for index, architecture in enumerate(architectures):
+        look = looks[architecture.name]
+        own = [minimum for minimum in minima if minimum.architecture == architecture.name]
+        dodge = 1.01 ** (index - (len(architectures) - 1) / 2)
+        for minimum in own:
+            axes.errorbar(
+                [minimum.budget * dodge],
+                [minimum.loss],
+                yerr=reach(minimum.loss, minimum.loss_interval),
+                linestyle="none",
+                ecolor=look.color,
+                elinewidth=1.2,
+                markersize=5,
+                zorder=3,
+                **look.marks,
+            )
+    ends = {minimum.architecture: (minimum.budget, minimum.loss) for minimum in sorted(minima, key=lambda m: m.budget)}
+    ends |= {curve.architecture: (float(curve.flops[-1]), float(curve.loss[-1])) for curve in curves}
+    name_lines(
+        axes,
+        [
+            (name, *ends[name], looks[name].line | looks[name].marks | {"markersize": 5})
+            for name in looks
+            if name in ends
+        ],
+    )
+    axes.set_xlabel("training FLOPs")
+    axes.set_ylabel("loss (nats/token)")
+    return figure
+
+
+def efficiency(
+    architectures: Sequence["Architecture"], multipliers: Sequence[Multiplier], *, width: float = WIDE
+) -> "Figure":
+    """Efficiency multiplier against budget: the FLOPs that a dense model needs for the same loss / the FLOPs spent.
+
+    Bars are intervals; hollow marks reach beyond the dense runs' budgets, where the dense loss is extrapolated.
+    """
+    looks = look_of(architectures)
+    figure, (axes,) = grid(1, width=width, panel_height=3.9)
+    budgets = [multiplier.budget for multiplier in multipliers]
+    log_axis(axes, "x", budgets, kind="flops", most=7 if width > 5 else 4, margin=0.06)
+    order = [architecture.name for architecture in architectures if not architecture.dense]
+    by_name: Mapping[str, list[Multiplier]] = {
+        name: sorted((m for m in multipliers if m.architecture == name), key=lambda m: m.budget) for name in order
+    }
+    ends = [("dense", max(budgets) * 1.05, 1.0, {"color": LIGHT["ink"]})]
+    for index, name in enumerate(order):
+        own, look = by_name[name], looks[name]
+        if not own:
+            continue
+        dodge = 1.035 ** (index - (len(order) - 1) / 2)
+        x, y = [m.budget * dodge for m in own], [m.value for m in own]
+        axes.plot(x, y, zorder=2, **(look.line | {"linewidth": 1.2}))
+        for place, multiplier in zip(x, own, strict=True):
+            _multiplier(axes, place, multiplier, look)
+        ends.append((name, x[-1], y[-1], look.line | look.marks | {"markersize": 5}))
+    axes.axhline(1.0, color=LIGHT["ink"], linewidth=1.2, zorder=1)
+    from matplotlib.ticker import FuncFormatter
+
+    tops = [m.interval[1] if m.interval and np.isfinite(m.interval[1]) else m.value for m in multipliers]
+    lows = [m.interval[0] if m.interval else m.value for m in multipliers]
+    if max(m.value for m in multipliers) > 5 * max(0.2, min(m.value for m in multipliers)):
+        limits = [max(0.1, min([1.0, *lows])), min(max([1.0, *tops]), 10 * max(m.value for m in multipliers))]
+        log_axis(axes, "y", limits, kind="factor", most=6)
+    else:
+        bottom, top = min([1.0, *lows]), min(max([1.0, *tops]), 3 * max(m.value for m in multipliers))
+        room = 0.08 * (top - bottom or 1.0)
+        axes.set_ylim(bottom - room, top + room)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: factor(value)))
+    name_lines(axes, ends)
+    axes.set_xlabel("training FLOPs")
+    axes.set_ylabel("× dense FLOPs for equal loss")
+    return figure
+
+
+def _multiplier(axes: "Axes", x: float, multiplier: Multiplier, look: Look) -> None:
+    marks = look.marks | ({"markerfacecolor": LIGHT["surface"]} if multiplier.extrapolated else {})
+    axes.errorbar(
+        [x],
+        [multiplier.value],
+        yerr=reach(multiplier.value, multiplier.interval),
+        linestyle="none",
+        ecolor=look.color,
+        elinewidth=1.3,
+        markersize=5.5,
+        zorder=3,
+        **marks,
+    )

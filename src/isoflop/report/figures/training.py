@@ -1,0 +1,89 @@
+"""Inside the runs: their training curves, and how evenly the router spreads tokens."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from isoflop.report.style import LIGHT, WIDE, grid, log_axis, look_of, name_lines, plain, title
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from isoflop.report.view import Architecture
+
+
+def training_curves(
+    architectures: Sequence["Architecture"],
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    width: float = WIDE,
+) -> "Figure":
+    """Training loss against tokens seen, a line a run, in the colour of its architecture.
+
+    Args:
+        architectures: in their fixed order.
+        curves: points (tokens, training loss in nats/token) of one run for each architecture's name.
+        width: inches.
+    """
+    looks = look_of(architectures)
+    figure, (axes,) = grid(1, width=width, panel_height=4.0)
+    tokens = [token for points in curves.values() for token, _ in points if token > 0]
+    log_axis(axes, "x", tokens, most=6 if width > 5 else 4, margin=0.03)
+    ends, late = [], []
+    for name, points in curves.items():
+        seen = np.array([token for token, _ in points])
+        loss = np.array([value for _, value in points])
+        axes.plot(seen, loss, zorder=2, **(looks[name].line | {"linewidth": 1.3}))
+        ends.append((name, float(seen[-1]), float(loss[-1]), looks[name].line))
+        late.append(loss[seen >= seen[-1] / 30])
+    shown = np.concatenate(late)
+    room = 0.05 * (float(np.ptp(shown)) or 0.1)
+    axes.set_ylim(float(shown.min()) - room, float(shown.max()) + room)
+    name_lines(axes, ends)
+    axes.set_xlabel("tokens seen")
+    axes.set_ylabel("training loss (nats/token)")
+    return figure
+
+
+def expert_load(loads: Mapping[str, Sequence[Sequence[float]]], *, width: float = WIDE) -> "Figure":
+    """Share of the assignments that each expert gets, layer by expert, as a multiple of an even share.
+
+    Args:
+        loads: for each run's name, a list of layers, each the shares of its experts (sum 1).
+        width: inches.
+    """
+    from matplotlib.colors import LogNorm
+
+    layers = max(len(load) for load in loads.values())
+    figure, panels = grid(len(loads), width=width, panel_height=0.75 + 0.16 * layers, most=1)
+    norm = LogNorm(0.25, 4.0)
+    mesh: Any = None
+    for (name, load), axes in zip(loads.items(), panels, strict=True):
+        experts = max(len(layer) for layer in load)
+        relative = np.full((len(load), experts), np.nan)
+        for row, layer in enumerate(load):
+            relative[row, : len(layer)] = np.asarray(layer, dtype=float) * len(layer)
+        mesh = axes.pcolormesh(
+            np.arange(experts + 1) + 0.5,
+            np.arange(len(load) + 1) + 0.5,
+            np.ma.masked_invalid(np.clip(relative, 0.25, 4.0)),
+            cmap="PuOr_r",
+            norm=norm,
+            edgecolors=LIGHT["surface"],
+            linewidth=0.4 if experts * width < 40 * WIDE else 0.0,
+        )
+        axes.grid(visible=False)
+        axes.invert_yaxis()
+        axes.set_yticks(range(1, len(load) + 1) if len(load) <= 8 else [1, len(load)])
+        axes.set_xticks(sorted({1, *np.unique(np.linspace(1, experts, min(experts, 8)).round().astype(int))}))
+        axes.set_ylabel("layer")
+        title(axes, f"{plain(name)}: busiest {np.nanmax(relative):.2f}×, idlest {np.nanmin(relative):.2f}×")
+    panels[-1].set_xlabel("expert")
+    bar = figure.colorbar(mesh, ax=panels, orientation="horizontal", fraction=0.05, aspect=40, pad=0.02)
+    bar.set_ticks([0.25, 0.5, 1, 2, 4], labels=["≤ 0.25×", "0.5×", "even", "2×", "≥ 4×"])
+    bar.ax.tick_params(which="both", labelsize=8.5, colors=LIGHT["muted"], length=2)
+    bar.ax.minorticks_off()
+    bar.outline.set_visible(False)
+    bar.set_label("assignments / even share", size=9, color=LIGHT["ink"])
+    return figure

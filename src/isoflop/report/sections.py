@@ -1,0 +1,292 @@
+"""The report's sections: which figures, what their captions say, and why one is missing."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from isoflop.report import figures, view
+from isoflop.report.headline import verdict
+from isoflop.report.style import factor, flops
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from isoflop.report.evidence import Evidence
+    from isoflop.report.records import StudyRecords
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plot:
+    """A figure of the page."""
+
+    key: str
+    """Name of its files."""
+    draw: Callable[[float], "Figure"]
+    """Draws it at a width in inches."""
+    caption: str
+    """What to see in it."""
+    description: str
+    """What a screen reader says in its place."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A section of the page."""
+
+    key: str
+    title: str
+    plots: Sequence[Plot] = ()
+    table: dict[str, Any] | None = None
+    """columns, rows (text) and caption."""
+    missing: str = ""
+    """Why it, or a part of it, is not there."""
+
+
+def sections(records: "StudyRecords", evidence: "Evidence") -> list[Section]:
+    """Every section between the headline and the run table, in reading order."""
+    return [
+        *_by_budget(evidence),
+        _frontier(evidence),
+        _law(evidence),
+        _verification(evidence),
+        _efficiency(evidence),
+        _load(records, evidence),
+        _training(records, evidence),
+    ]
+
+
+def _by_budget(evidence: "Evidence") -> list[Section]:
+    runs, minima = evidence.grid, evidence.minima
+    curves, granularity = "Loss against size at equal FLOPs", "What granularity does"
+    points = view.measured(runs)
+    if not points:
+        reason = "no run of the grid has a loss."
+        return [
+            Section(key="isoflop", title=curves, missing=reason),
+            Section(key="granularity", title=granularity, missing=reason),
+        ]
+    missing = f"fitted minima: {evidence.minima_missing}" if evidence.minima_missing else ""
+    budgets = ", ".join(flops(budget) for budget in sorted({point.budget for point in points}))
+    isoflop = Plot(
+        key="isoflop",
+        draw=lambda width: figures.isoflop_curves(runs, minima, width=width),
+        caption="Every panel spends one budget. A point is a model size; a larger model sees fewer tokens. "
+        + (
+            "Curves are parabolas in the logarithm of size, large marks their minima with 90% intervals: the lowest "
+            "minimum is the architecture to train, and a flat curve means that its size hardly matters."
+            if minima
+            else "The lowest point of a colour is its best size."
+        ),
+        description=f"Loss against active parameters at budgets of {budgets} FLOPs, one curve for each architecture.",
+    )
+    if all(architecture.dense for architecture in evidence.architectures):
+        lacking = Section(key="granularity", title=granularity, missing="the study has no architecture with experts.")
+        return [Section(key="isoflop", title=curves, plots=[isoflop], missing=missing), lacking]
+    fitted = (
+        "Filled marks are fitted minima over size with 90% intervals; hollow marks, to the right, the best size"
+        if minima
+        else "Hollow marks are the best size"
+    )
+    against = Plot(
+        key="granularity",
+        draw=lambda width: figures.loss_against_granularity(runs, minima, width=width),
+        caption=f"{fitted} that was run, with the range between seeds where there are several. The dense model is the "
+        "horizontal line. A finer model "
+        "pays for its router with tokens: where the line turns up, that price is higher than the gain.",
+        description=f"Loss against granularity at budgets of {budgets} FLOPs, with the dense model as a line.",
+    )
+    return [
+        Section(key="isoflop", title=curves, plots=[isoflop], missing=missing),
+        Section(key="granularity", title=granularity, plots=[against], missing=missing),
+    ]
+
+
+def _frontier(evidence: "Evidence") -> Section:
+    title = "The compute-optimal frontier"
+    if not evidence.minima and not evidence.curves:
+        return Section(key="frontier", title=title, missing=evidence.curves_missing or evidence.minima_missing)
+    plot = Plot(
+        key="frontier",
+        draw=lambda width: figures.frontier(evidence.architectures, evidence.minima, evidence.curves, width=width),
+        caption="Loss at the best size for each budget. Marks are the fitted isoFLOP minima with 90% intervals"
+        + (
+            ", lines the fitted law at its own best size. The horizontal distance between two lines is how many times "
+            "the FLOPs one architecture needs for the loss of another."
+            if evidence.curves
+            else "."
+        ),
+        description="Loss against training FLOPs at the best size, one line for each architecture.",
+    )
+    missing = f"the fitted laws' lines: {evidence.curves_missing}" if evidence.curves_missing else ""
+    return Section(key="frontier", title=title, plots=[plot], missing=missing)
+
+
+def _law(evidence: "Evidence") -> Section:
+    title = "The fitted law against the runs"
+    runs, predicted = evidence.runs, evidence.predicted
+    if predicted is None:
+        return Section(key="law", title=title, missing=evidence.law_missing, table=_parameters(evidence))
+    residual = (view.numbers(runs, "loss") - predicted)[view.finished(runs) & np.isfinite(predicted)]
+    rmse = float(np.sqrt(np.mean(residual**2)))
+    plots = [
+        Plot(
+            key="parity",
+            draw=lambda width: figures.parity(runs, predicted, width=width),
+            caption=f"Each mark is a run; on the diagonal the law predicts it exactly. Root mean square error "
+            f"{rmse:.4f} nats/token over {len(residual)} runs, which the law was fitted on (but the verification's).",
+            description=f"Measured against predicted loss of {len(residual)} runs; RMSE {rmse:.4f} nats per token.",
+        ),
+        Plot(
+            key="residuals",
+            draw=lambda width: figures.residuals(runs, predicted, width=width),
+            caption="What the law leaves unexplained. A slope or a curve along either axis, or one colour that lies on "
+            "one side of the line, would be lack of fit; a level band is noise. Marks at one budget stand side by side.",
+            description="Measured minus predicted loss against training FLOPs and against active parameters.",
+        ),
+    ]
+    return Section(key="law", title=title, plots=plots, table=_parameters(evidence), missing=evidence.law_missing)
+
+
+def _parameters(evidence: "Evidence") -> dict[str, Any] | None:
+    rows = []
+    for name, fit in evidence.fits:
+        intervals = fit.intervals
+        for parameter, value in fit.parameters.items():
+            span = intervals.get(parameter)
+            pinned = parameter in fit.pinned
+            rows.append(
+                [
+                    f"{name} ({fit.form.name})",
+                    parameter,
+                    f"{value:.4g}",
+                    "pinned" if pinned else f"[{span[0]:.4g}, {span[1]:.4g}]" if span else "–",
+                    fit.status.replace("_", " "),
+                    str(fit.n_rows),
+                ]
+            )
+    if not rows:
+        return None
+    equations = "; ".join(dict.fromkeys(f"{fit.form.name}: {fit.form.equation}" for _, fit in evidence.fits))
+    return {
+        "columns": ["law", "parameter", "value", "90% interval", "status", "runs"],
+        "rows": rows,
+        "caption": f"Fitted constants with bootstrap intervals. {equations}.",
+    }
+
+
+def _verification(evidence: "Evidence") -> Section:
+    title = "Does the prediction hold?"
+    checks = evidence.checks
+    if not checks:
+        return Section(key="verification", title=title, missing=evidence.checks_missing)
+    plot = Plot(
+        key="verification",
+        draw=lambda width: figures.verification(checks, width=width),
+        caption="The law was fitted to runs at smaller budgets, before these were made. It holds if the dot is in the bar.",
+        description=" ".join(verdict(check) for check in checks),
+    )
+    table = {
+        "columns": ["run", "predicted", "interval", "measured", "difference"],
+        "rows": [
+            [
+                check.label,
+                f"{check.predicted:.4f}",
+                f"[{check.interval[0]:.4f}, {check.interval[1]:.4f}]" if check.interval else "–",
+                "–" if check.measured is None else f"{check.measured:.4f}",
+                "–" if check.measured is None else f"{check.measured / check.predicted - 1:+.2%}",
+            ]
+            for check in checks
+        ],
+        "caption": "Losses in nats/token.",
+    }
+    return Section(key="verification", title=title, plots=[plot], table=table)
+
+
+def _efficiency(evidence: "Evidence") -> Section:
+    title = "How much compute the experts save"
+    multipliers = [multiplier for multiplier in evidence.multipliers if 0 < multiplier.value < np.inf]
+    beyond = [multiplier for multiplier in evidence.multipliers if multiplier.value == np.inf]
+    missing = evidence.multipliers_missing
+    if beyond:
+        missing += " " + "; ".join(
+            f"{multiplier.architecture} at {flops(multiplier.budget)} FLOPs: no dense budget reaches its loss"
+            for multiplier in beyond
+        )
+    if not multipliers:
+        return Section(key="efficiency", title=title, missing=missing)
+    hollow = any(multiplier.extrapolated for multiplier in multipliers)
+    low, high = min(m.value for m in multipliers), max(m.value for m in multipliers)
+    plot = Plot(
+        key="efficiency",
+        draw=lambda width: figures.efficiency(evidence.architectures, multipliers, width=width),
+        caption="FLOPs that a dense model needs for the same loss, divided by the FLOPs spent; above the line the "
+        "experts pay. The loss is that of the isoFLOP minimum, the dense FLOPs for it are those of the dense law (of "
+        "the dense minima where that did not converge). Bars are 90% intervals"
+        + (", hollow marks need dense losses beyond the dense runs' budgets (extrapolated)." if hollow else "."),
+        description=f"Efficiency multiplier against budget, between {factor(low)} and {factor(high)}.",
+    )
+    return Section(key="efficiency", title=title, plots=[plot], missing=missing.strip())
+
+
+def _load(records: "StudyRecords", evidence: "Evidence") -> Section:
+    title = "How evenly the experts are used"
+    runs = evidence.grid
+    experts = [architecture.name for architecture in evidence.architectures if not architecture.dense]
+    if not experts:
+        return Section(key="load", title=title, missing="the study has no architecture with experts.")
+    ids = view.texts(runs, "run_id")
+    chosen = {name: ids[row] for name, row in _best_rows(evidence).items() if name in experts}
+    loads = {name: load for name, run_id in chosen.items() if (load := records.expert_load(run_id))}
+    if loads:
+        plot = Plot(
+            key="load",
+            draw=lambda width: figures.expert_load(loads, width=width),
+            caption="Share of the assignments that each expert gets on held-out text, relative to an even share, in "
+            "the best run of each architecture at its largest budget. White: even; orange: busy experts; purple: idle ones.",
+            description="Heat map of expert load, layer by expert, for " + ", ".join(loads) + ".",
+        )
+        return Section(key="load", title=title, plots=[plot])
+    largest = view.numbers(runs, "load_max")
+    rows = [[name, f"{largest[row]:.2f}×"] for name, row in _best_rows(evidence).items() if np.isfinite(largest[row])]
+    if not rows:
+        return Section(key="load", title=title, missing="no run recorded its experts' load.")
+    table = {
+        "columns": ["architecture", "busiest expert / even share"],
+        "rows": rows,
+        "caption": "The busiest expert of any layer on held-out text, in the best run at the largest budget.",
+    }
+    return Section(key="load", title=title, table=table, missing="the map by layer: no run has an expert_load.json.")
+
+
+def _training(records: "StudyRecords", evidence: "Evidence") -> Section:
+    title = "Training curves of the best runs"
+    ids = view.texts(evidence.grid, "run_id")
+    found = {name: records.training_curve(ids[row]) for name, row in _best_rows(evidence).items()}
+    curves = {name: points for name, points in found.items() if len(points) > 1}
+    if not curves:
+        return Section(
+            key="training", title=title, missing="no run of the table has a metrics.jsonl in this directory."
+        )
+    plot = Plot(
+        key="training",
+        draw=lambda width: figures.training_curves(evidence.architectures, curves, width=width),
+        caption="Training loss of the best run of each architecture at its largest budget. Sizes differ, so the lines "
+        "end at different numbers of tokens; a spike or a plateau would be a sign of trouble.",
+        description="Training loss against tokens seen, one line for each architecture.",
+    )
+    return Section(key="training", title=title, plots=[plot])
+
+
+def _best_rows(evidence: "Evidence") -> dict[str, int]:
+    """For each architecture the row of its best run at the largest budget where it has a loss."""
+    runs = evidence.grid
+    points = view.measured(runs)
+    loss = view.numbers(runs, "loss")
+    best = {}
+    for architecture in evidence.architectures:
+        own = [point.budget for point in points if point.architecture == architecture.name]
+        if own and (point := view.best_measured(points, architecture.name, max(own))):
+            best[architecture.name] = min(point.rows, key=lambda row: loss[row])
+    return best
