@@ -234,6 +234,23 @@ def test_bf16_autocast_trains():
         assert (output.logits_BTV.float() - full).abs().mean() < 0.1 * full.abs().mean()
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own, while tracing
+@pytest.mark.parametrize("name", ["dense", "token-choice", "expert-choice"])
+def test_survives_graph_capture(name):
+    """Captured by torch.compile's front end and differentiated ahead of time; code generation is torch's own matter."""
+    model = Decoder(SPECS[name])
+    tokens_BT = random_tokens(8)
+    expected = model(tokens_BT)
+    actual = torch.compile(model, backend="aot_eager")(tokens_BT)
+    torch.testing.assert_close(actual.logits_BTV, expected.logits_BTV, rtol=1e-5, atol=1e-5)
+    gradients = []
+    for output in (expected, actual):
+        model.zero_grad()
+        (output.logits_BTV.square().mean() + output.auxiliary_loss).backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
+
+
 def test_learns_a_sequence():
     for name in ("dense", "token-choice", "expert-choice"):
         model = Decoder(SPECS[name])

@@ -29,10 +29,13 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
     half = x.shape[-1] // 2
     first, second = x[..., :half], x[..., half:]
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    torch.mul(first, cos, out=out[..., :half]).addcmul_(second, sin, value=-sign)
-    torch.mul(second, cos, out=out[..., half:]).addcmul_(first, sin, value=sign)
-    return out
+    return torch.cat(
+        (
+            torch.addcmul(first * cos, second, sin, value=-sign),
+            torch.addcmul(second * cos, first, sin, value=sign),
+        ),
+        dim=-1,
+    )
 
 
 class _Rotate(torch.autograd.Function):
