@@ -264,6 +264,26 @@ def test_a_disk_that_refuses_is_a_failed_run(tmp_path, dense, data_dir):
         train(dense, QUICK, data=data_dir, out=tmp_path / "run")
 
 
+def test_a_compiler_that_fails_is_a_failed_run(tmp_path, dense, data_dir, monkeypatch):
+    from torch._dynamo.exc import InternalTorchDynamoError
+
+    def compiled(tokens_BT):
+        raise InternalTorchDynamoError("no C++ compiler")
+
+    monkeypatch.setattr("torch.compile", lambda model: compiled)
+    with pytest.raises(RunError, match=r"torch\.compile failed .*no C\+\+ compiler"):
+        train(dense, replace(QUICK, compile=True), data=data_dir, out=tmp_path / "run")
+
+
+def test_too_little_memory_is_a_failed_run(tmp_path, dense, data_dir, monkeypatch):
+    def exhaust(self):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Run, "_train_step", exhaust)
+    with pytest.raises(RunError, match="smaller micro_batch"):
+        train(dense, QUICK, data=data_dir, out=tmp_path / "run")
+
+
 def test_out_that_cannot_be_written(tmp_path, dense, data_dir):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"out is .*cannot be written"):

@@ -99,6 +99,9 @@ def train(
                 f"{device} has too little memory for micro_batch={plan.micro_batch}; give a smaller micro_batch, or "
                 f"activation_checkpointing."
             ) from error
+        if config.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            reason = str(error).strip().splitlines()[0]
+            raise RunError(f"torch.compile failed ({reason}); train without compile.") from error
         raise
     finally:
         torch.set_num_threads(threads)

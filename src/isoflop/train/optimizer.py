@@ -48,5 +48,6 @@ def load_optimizer_tensors(
     """Put back what `optimizer_tensors` gave."""
     for name, parameter in model.named_parameters():
         if f"{name}.step" in tensors:
-            state = {moment: tensors[f"{name}.{moment}"].to(parameter.device) for moment in _MOMENTS}
-            optimizer.state[parameter] = state
+            optimizer.state[parameter] = {
+                moment: tensors[f"{name}.{moment}"].to(parameter.device, copy=True) for moment in _MOMENTS
+            }
