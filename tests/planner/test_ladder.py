@@ -83,6 +83,13 @@ def test_window_moves_up_at_the_foot_of_the_ladder():
     assert neighbour(DENSE, rungs[4], -1) == rungs[3]
 
 
+def test_the_ladder_ends():
+    for template in (DENSE, replace(DENSE, depth=0.05), replace(DENSE, head_dim=80, queries_per_kv=5)):
+        sizes = [dense_params(spec) for spec in ladder(template, largest=1e18)]
+        assert sizes == sorted(set(sizes))
+        assert sizes[-1] > 1e12
+
+
 def test_widening_keeps_the_rungs():
     narrow, wide = sizes_around(DENSE, 1e6, 5), sizes_around(DENSE, 1e6, 7)
     assert wide[1:-1] == narrow
@@ -111,11 +118,13 @@ def test_expected_optimum_spends_the_budget():
         (lambda: sizes_around(DENSE, 1e6, 0), "n is 0"),
         (lambda: ladder(DENSE, largest=1e6, spacing=1.0), "spacing is 1.0"),
         (lambda: architecture(DENSE, d_model=40), "multiple of head_dim=16, e.g. 32 or 48"),
+        (lambda: ladder(replace(DENSE, queries_per_kv=2**18), largest=1e6), "queries_per_kv 262144 divides no width"),
         (lambda: expected_optimum(0), "flops is 0"),
         (lambda: expected_optimum(1e12, tokens_per_param=-1), "tokens_per_param is -1"),
         (lambda: replace(DENSE, granularities=()), "granularities"),
         (lambda: replace(DENSE, head_dim=15), "head_dim is 15"),
         (lambda: replace(DENSE, depth=0), "depth is 0"),
+        (lambda: replace(DENSE, vocab_size=0), "vocab_size is 0"),
     ],
 )
 def test_wrong_input_names_field_and_value(call, words):

@@ -1,7 +1,7 @@
 """`isoflop plan`: from a budget and a law to the architecture to train."""
 
 import json as json_module
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -57,79 +57,105 @@ def plan(
     """Rank the architectures that a training budget could buy by their predicted loss."""
     from isoflop import planner
     from isoflop.cli.train import parse_number
-    from isoflop.spec import save_spec
+    from isoflop.planner import Template
+    from isoflop.spec import load_spec, save_spec
 
     def limit(name: str, text: str | None) -> float | None:
         return None if text is None else parse_number(name, text)
 
     laws: dict[str, Law | Fit] = {}
+    templates = [Template.like(load_spec(path), path.stem) for path in template or []]
+    spacing = planner.SPACING
     for each in law:
-        laws |= _read_laws(each)
+        file = Path(each) / "fits.json" if Path(each).is_dir() else Path(each)
+        found = _read_laws(each, file)
+        laws |= found
+        if not template and vocab_size is None and (file.parent / "study.yaml").exists():
+            known, spacing = _study_templates(file.parent, found)
+            templates += known
     result = planner.plan(
         flops=parse_number("flops", flops),
-        law=laws if len(laws) > 1 else next(iter(laws.values())),
+        law=laws,
         convention=convention,
-        templates=_read_templates(template or []),
+        templates=templates,
         granularities=granularity,
         expansion_rates=expansion_rate,
         vocab_size=vocab_size,
         context=context,
+        spacing=spacing,
         tokens_available=limit("tokens_available", tokens_available),
         max_params_total=limit("max_params_total", max_params_total),
         max_params_active=limit("max_params_active", max_params_active),
     )
     near = result.near_optimal(within)
     if spec_out is not None:
-        save_spec(result.best.spec, spec_out)
+        try:
+            save_spec(result.best.spec, spec_out)
+        except OSError as error:
+            raise InputError(f"spec_out is {spec_out}, which cannot be written: {error.strerror}.") from None
     if json:
         print_json(result.to_dict(within))
         return
     _print_plan(result, near, within, spec_out, ", ".join(law))
 
 
-def _read_laws(name: str) -> "dict[str, Law | Fit]":
-    """The published law of this name, or those in a JSON file, by label.
+def _read_laws(name: str, file: Path) -> "dict[str, Law | Fit]":
+    """The published law of this name, or the fits in this JSON file, by label.
 
     Raises:
         InputError: if there is no such law or file, or the file holds no fit.
     """
     from isoflop.laws import PUBLISHED, published
 
-    if not name.endswith(".json"):
-        if name not in PUBLISHED:
-            raise InputError(f"law is {name!r}; give a .json file with fits, or one of {', '.join(PUBLISHED)}.")
+    if name in PUBLISHED:
         return {name: published(name)}
+    if file.suffix != ".json":
+        raise InputError(f"law is {name!r}; give a .json file with fits, a study, or one of {', '.join(PUBLISHED)}.")
     try:
-        document = json_module.loads(Path(name).read_text(encoding="utf-8"))
+        document = json_module.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"law file {name} cannot be read: {error.strerror}.") from None
+        raise InputError(f"law file {file} cannot be read: {error.strerror}.") from None
     except ValueError:
-        raise InputError(f"law file {name} is not JSON.") from None
-    found: dict[str, Law | Fit] = {}
-    _collect_fits(document, Path(name).stem, found)
+        raise InputError(f"law file {file} is not JSON.") from None
+    try:
+        found: dict[str, Law | Fit] = dict(_fits(document, file.stem))
+    except (AttributeError, TypeError, ValueError) as error:
+        reason = error if isinstance(error, InputError) else "its fields hold values of the wrong kind."
+        raise InputError(f"law file {file}: {reason}") from None
     if not found:
-        raise InputError(f"law file {name} holds no fit; it must be what `isoflop fit --json` or a study wrote.")
+        raise InputError(f"law file {file} holds no fit; it must be what `isoflop fit --out` or a study wrote.")
     return found
 
 
-def _collect_fits(document: Any, label: str, found: "dict[str, Law | Fit]") -> None:
-    """Every fit in a JSON document, by the name of the field that holds it."""
+def _fits(document: Any, label: str) -> "Iterator[tuple[str, Fit]]":
+    """Every fit in a JSON document, under each architecture that it names, else its name or the field that holds it."""
     from isoflop.laws import Fit
 
-    if not isinstance(document, dict):
-        return
-    if {"law", "parameters", "runs"} <= document.keys():
-        found[label] = Fit.from_dict(document)
-        return
-    for name, value in document.items():
-        _collect_fits(value, name, found)
+    if isinstance(document, list):
+        for value in document:
+            yield from _fits(value, label)
+    elif isinstance(document, dict) and {"law", "parameters", "runs"} <= document.keys():
+        fit = Fit.from_dict(document)
+        for name in document.get("architectures") or [document.get("name", label)]:
+            yield name, fit
+    elif isinstance(document, dict):
+        for name, value in document.items():
+            yield from _fits(value, name)
 
 
-def _read_templates(paths: Sequence[Path]) -> "list[Template]":
-    from isoflop.planner import Template
-    from isoflop.spec import load_spec
+def _study_templates(directory: Path, known: Container[str]) -> "tuple[list[Template], float]":
+    """The causal architectures of a study that have a law, and the spacing of its sizes.
 
-    return [Template.like(load_spec(path), path.stem) for path in paths]
+    Raises:
+        InputError: if the study's files do not say them.
+    """
+    from isoflop.laws import read_runs
+    from isoflop.study import load_study
+
+    study = load_study(directory / "study.yaml")
+    vocab_size = int(read_runs(directory / "runs.csv").numeric("vocab_size")[0])
+    causal = [a for a in study.expanded if a.experts is None or a.experts.router.is_causal]
+    return [study.model_template(a, vocab_size) for a in causal if a.name in known], study.size_spacing
 
 
 def _print_plan(result: "Plan", near: "Sequence[PlanRow]", within: float, spec_out: Path | None, names: str) -> None:

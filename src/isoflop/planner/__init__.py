@@ -2,6 +2,7 @@
 
 from isoflop.planner.constraints import Constraints
 from isoflop.planner.ladder import (
+    SPACING,
     architecture,
     dense_params,
     expected_optimum,
@@ -14,6 +15,7 @@ from isoflop.planner.result import Curve, Plan, PlanRow
 from isoflop.planner.template import Template
 
 __all__ = [
+    "SPACING",
     "Constraints",
     "Curve",
     "Plan",

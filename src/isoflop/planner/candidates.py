@@ -56,6 +56,7 @@ def continuous_families(
     convention: str,
     granularities: Sequence[int] | None,
     expansion_rates: Sequence[float] | None,
+    *,
     vocab_size: int,
     context: int,
 ) -> list[Family]:
@@ -72,9 +73,9 @@ def continuous_families(
     families: dict[str, Family] = {}
     for label, fitted in laws.items():
         law = constants(fitted)
-        rates = _choices("expansion_rates", expansion_rates, law, "expansion_rate", EXPANSION_RATES)
-        for rate in rates:
-            for g in _choices("granularities", granularities, law, "granularity", GRANULARITIES):
+        strict = len(laws) == 1
+        for rate in _choices("expansion_rates", expansion_rates, law, "expansion_rate", EXPANSION_RATES, strict):
+            for g in _choices("granularities", granularities, law, "granularity", GRANULARITIES, strict):
                 name = "dense" if g * rate == 1 else f"moe-e{rate:g}-g{g:g}"
                 if name in families:
                     name = f"{label} {name}"
@@ -95,14 +96,18 @@ def _choices(
     law: Law,
     column: str,
     default: Sequence[float],
+    strict: bool,
 ) -> Sequence[float]:
-    """The values of one column to try: what was given, if the law knows the column."""
+    """The values of one column to try: what was given, if the law knows the column.
+
+    A law that does not know it keeps its one value beside other laws, and refuses other values where it is alone.
+    """
     if given is not None and (not given or not all(value >= 1 for value in given)):
         raise InputError(f"{argument} is {list(given)}; give at least one number, each at least 1.")
     if column in law.form.columns:
         return tuple(dict.fromkeys(given or default))
     only = law.fixed.get(column, 1)
-    if given is not None and set(given) != {only}:
+    if strict and given is not None and set(given) != {only}:
         listed = ", ".join(f"{value:g}" for value in given)
         raise InputError(f"{argument} is {listed}; law {law.name} holds for {column} {only:g} alone.")
     return (only,)
@@ -114,6 +119,7 @@ def ladder_families(
     templates: Sequence[Template],
     granularities: Sequence[int] | None,
     expansion_rates: Sequence[float] | None,
+    spacing: float,
 ) -> list[Family]:
     """One family for each template, at each granularity and expansion rate that was asked for.
 
@@ -123,7 +129,9 @@ def ladder_families(
     families: list[Family] = []
     for template in _variants(templates, granularities, expansion_rates):
         fitted = _law_of(template, laws)
-        families.append(LadderFamily(name=template.name, law=fitted, convention=convention, template=template))
+        families.append(
+            LadderFamily(name=template.name, law=fitted, convention=convention, template=template, spacing=spacing)
+        )
     return families
 
 
@@ -133,18 +141,16 @@ def _law_of(template: Template, laws: Mapping[str, LossLaw]) -> LossLaw:
         if key in laws:
             _check_fixed(template, constants(laws[key]))
             return laws[key]
-    if len(laws) == 1:
-        only = next(iter(laws.values()))
-        _check_fixed(template, constants(only))
-        return only
-    fitting = [label for label, law in laws.items() if not _clashes(template, constants(law))]
-    if len(fitting) != 1:
-        which = "none" if not fitting else " and ".join(fitting)
-        raise InputError(
-            f"law has {', '.join(laws)}, of which {which} holds for template {template.name}; put the one to use under "
-            f"{template.name!r} or {template.family!r}."
-        )
-    return laws[fitting[0]]
+    distinct = {id(law): label for label, law in laws.items()}
+    fitting = [label for label in distinct.values() if not _clashes(template, constants(laws[label]))]
+    if len(fitting) == 1:
+        return laws[fitting[0]]
+    if len(distinct) == 1:
+        _check_fixed(template, constants(next(iter(laws.values()))))
+    raise InputError(
+        f"law has {', '.join(laws)}, of which {' and '.join(fitting) or 'none'} holds for template {template.name}; "
+        f"put the one to use under {template.name!r} or {template.family!r}."
+    )
 
 
 def _check_fixed(template: Template, law: Law) -> None:

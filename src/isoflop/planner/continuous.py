@@ -53,7 +53,7 @@ def shapes(
         "depth_capacity": 1.0,
     }
     return {
-        "params_total": size * (8 * expansion_rate + 4) / 12,
+        "params_total": size * ((8 * expansion_rate + 4) / 12),
         "params_active": size,
         "n_layers": n_layers,
         "d_model": d_model,

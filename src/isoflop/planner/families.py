@@ -16,9 +16,6 @@ from isoflop.spec import DecoderSpec, count
 
 Columns = dict[str, np.ndarray]
 
-LADDER_SPACING = 1.25
-"""Ratio of the sizes that a plan considers."""
-
 _COUNTED = ("params_total", "params_active", "params_embedding", "params_router", "expert_attention_ratio")
 
 _CURVE = 32.0
@@ -108,6 +105,7 @@ class LadderFamily:
     law: LossLaw
     convention: str
     template: Template
+    spacing: float
 
     def smallest(self) -> dict[str, float]:
         """The least that a parameter limit can be."""
@@ -117,7 +115,7 @@ class LadderFamily:
     def solve(self, flops: float, constraints: Constraints, level: float) -> tuple[list[PlanRow], Curve | None]:
         """The rungs near the best, and loss against size; no row if the constraints or the budget leave none."""
         largest = flops / (6 * self.template.context)
-        specs = ladder(self.template, largest=largest, spacing=LADDER_SPACING)
+        specs = ladder(self.template, largest=largest, spacing=self.spacing)
         columns = self._columns(specs, flops, constraints)
         affordable = columns["tokens"] >= self.template.context
         specs = [spec for spec, keep in zip(specs, affordable, strict=True) if keep]

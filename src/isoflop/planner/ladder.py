@@ -39,7 +39,7 @@ def architecture(template: Template, *, d_model: int, n_layers: int | None = Non
     Raises:
         InputError: if d_model is not a multiple of the head size.
     """
-    head_dim = template.head_dim or (16 if d_model < 128 else 32 if d_model < 256 else 64)
+    head_dim = _head_dim(template, d_model)
     if d_model < 1 or d_model % head_dim:
         lower = max(1, d_model // head_dim) * head_dim
         raise InputError(
@@ -154,6 +154,10 @@ def dense_params(spec: DecoderSpec) -> int:
     return count(replace(spec, experts=None)).params_active
 
 
+def _head_dim(template: Template, d_model: int) -> int:
+    return template.head_dim or (16 if d_model < 128 else 32 if d_model < 256 else 64)
+
+
 def _ideal_d_ff(template: Template, d_model: int) -> float:
     return (8 / 3 if template.activation == "swiglu" else 4) * d_model
 
@@ -169,13 +173,18 @@ def _next_power(size: float) -> float:
 
 @lru_cache(maxsize=1024)
 def _widths(template: Template) -> tuple[int, ...]:
-    """d_model of the ladder: multiples of 16 below 128, of 32 below 256, of 64 from there, and of head_dim."""
+    """d_model of the ladder: multiples of 16 below 128, of 32 below 256, of 64 from there; whole groups of heads."""
     widths, width = [], 0
     while width < 2**17:
         step = 16 if width < 128 else 32 if width < 256 else 64 if width < 8192 else 512
         width += step
-        if width >= MINIMUM_WIDTH and width % (template.head_dim or 1) == 0:
+        if width >= MINIMUM_WIDTH and width % (_head_dim(template, width) * template.queries_per_kv) == 0:
             widths.append(width)
+    if not widths:
+        raise InputError(
+            f"head_dim {template.head_dim} × queries_per_kv {template.queries_per_kv} divides no width of the ladder; "
+            "use less."
+        )
     return tuple(widths)
 
 
@@ -190,10 +199,9 @@ def _climb(dense: Template, spacing: float, largest: float) -> Iterator[tuple[in
     width = widths[0]
     base = previous = _layer_params(dense, width)[0] + _layer_params(dense, width)[1]
     yield base, width, 2
-    index = 1
-    while previous < largest:
-        target = base * spacing**index
-        index += 1
+    target: float = base
+    while previous < largest and target < 4 * largest:
+        target *= spacing
         if target < previous * spacing**0.5:
             continue
         near = _shapes_near(dense, [w for w in widths if w >= width], target)

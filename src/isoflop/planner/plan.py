@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from isoflop.errors import InputError
 from isoflop.laws import Fit
@@ -15,11 +16,9 @@ from isoflop.planner.candidates import (
 from isoflop.planner.constraints import Constraints
 from isoflop.planner.continuous import CONVENTIONS
 from isoflop.planner.families import Family, LossLaw, constants, knows_uncertainty
+from isoflop.planner.ladder import SPACING
 from isoflop.planner.result import Curve, Plan, PlanRow
 from isoflop.planner.template import Template
-
-_TOLERANCE = 1.01
-"""Factor by which a value may leave a law's range without a warning."""
 
 
 def plan(
@@ -36,6 +35,7 @@ def plan(
     level: float = 0.9,
     vocab_size: int | None = None,
     context: int | None = None,
+    spacing: float = SPACING,
 ) -> Plan:
     """Rank what a training budget could be spent on by the loss that the law predicts.
 
@@ -59,6 +59,8 @@ def plan(
         level: of the prediction intervals.
         vocab_size: of default templates, and of the models nearest to continuous shapes (there by default 50257).
         context: likewise (1024).
+        spacing: ratio of the sizes of integer models; best that of the runs which the law was fitted on, so that a plan
+            stands on shapes that were tried.
 
     Raises:
         InputError: if an argument is out of range, law and convention do not belong together, or the constraints leave
@@ -75,13 +77,18 @@ def plan(
     )
     laws = named_laws(law)
     convention = agreed_convention(laws, convention)
-    if not templates and convention not in CONVENTIONS and vocab_size and context:
+    if not templates and convention not in CONVENTIONS and vocab_size is not None and context is not None:
         templates = default_templates(laws, vocab_size, context)
     if templates:
-        families = ladder_families(laws, convention, templates, granularities, expansion_rates)
+        families = ladder_families(laws, convention, templates, granularities, expansion_rates, spacing)
     else:
         families = continuous_families(
-            laws, convention, granularities, expansion_rates, vocab_size or 50257, context or 1024
+            laws,
+            convention,
+            granularities,
+            expansion_rates,
+            vocab_size=50257 if vocab_size is None else vocab_size,
+            context=1024 if context is None else context,
         )
     rows, curves = _solve(families, flops, constraints, level)
     if not rows:
@@ -129,14 +136,9 @@ def _warnings(families: Sequence[Family], rows: Sequence[PlanRow], flops: float)
             sentences.append(f"The fit of law {law.name} has status {family.law.status}: {family.law.message}")
         if not knows_uncertainty(family.law):
             sentences.append("The fit has no bootstrap draws, or no more rows than parameters: no prediction interval.")
-    outside = []
-    for name, (low, high) in law.range.items():
-        value = getattr(best, name, None)
-        if value is not None and not low / _TOLERANCE <= value <= high * _TOLERANCE:
-            supported = f"{low:.3g} to {high:.3g}" if low > 0 else f"up to {high:.3g}"
-            outside.append(f"{name} {value:.3g} (the law is supported for {supported})")
-    if outside:
-        sentences.append(f"The best row extrapolates law {law.name}: {', '.join(outside)}.")
+    asked = replace(law, warnings=[])
+    asked.predict({name: [value] for name, value in best.to_dict().items() if isinstance(value, (int, float))})
+    sentences += [f"{sentence[0].upper()}{sentence[1:]}" for sentence in asked.warnings]
     if best.flops < 0.98 * flops:
         sentences.append(
             f"Only {best.flops:.3g} of {flops:.3g} FLOPs are spent: the available tokens, seen once, last no longer."

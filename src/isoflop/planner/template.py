@@ -45,6 +45,9 @@ class Template:
     def __post_init__(self) -> None:
         if not self.granularities or any(g < 1 or g != int(g) for g in self.granularities):
             raise InputError(f"granularities is {self.granularities}; give whole numbers from 1.")
+        for name in ("vocab_size", "context"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if not self.depth > 0:
             raise InputError(f"depth is {self.depth}; it must be greater than 0.")
         if self.head_dim is not None and (self.head_dim < 2 or self.head_dim % 2):

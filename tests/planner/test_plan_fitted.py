@@ -1,0 +1,171 @@
+"""Plans of integer models from laws fitted to runs."""
+
+from dataclasses import replace
+
+import pytest
+from tests.planner.made_up_runs import DENSE, MOE, true_loss
+
+from isoflop import count, laws
+from isoflop.errors import InputError
+from isoflop.planner import Template, ladder, plan
+from isoflop.spec import parse_spec, spec_to_dict
+
+
+def test_the_best_model_is_the_best_of_all_candidates(fits):
+    """Against a plain loop over the ladder, with the law's own prediction."""
+    found = plan(flops=1e14, law=fits, templates=[DENSE, *MOE])
+    losses = {}
+    for template in (DENSE, *MOE):
+        for spec in ladder(template, largest=1e8):
+            counted = count(spec)
+            columns = {
+                "params_total": counted.params_total,
+                "tokens": 1e14 / counted.training_flops_per_token,
+                "granularity": spec.experts.granularity if spec.experts else 1,
+            }
+            losses[spec] = float(fits[template.family].predict(columns)[0])
+    best = min(losses, key=losses.get)
+    assert found.best.spec == best
+    assert found.best.loss == pytest.approx(losses[best], abs=1e-6)
+    ranked = [row.loss for row in found.table]
+    assert ranked == sorted(ranked)
+    near = {spec for spec, loss in losses.items() if loss <= losses[best] + 0.002 - 1e-6}
+    assert near <= {row.spec for row in found.near_optimal(0.002)}
+
+
+def test_rows_are_counted_exactly_and_spend_the_budget(fits):
+    for row in plan(flops=3e13, law=fits, templates=[DENSE, *MOE]).table:
+        counted = count(row.spec)
+        assert row.params_total == counted.params_total
+        assert row.params_active == counted.params_active
+        assert row.params_embedding == counted.params_embedding
+        assert row.tokens * counted.training_flops_per_token == pytest.approx(row.flops, rel=1e-9)
+        assert 3e13 - counted.training_flops_per_token < row.flops <= 3e13
+        assert isinstance(row.tokens, int)
+        assert row.flops_convention == "exact"
+        assert row.router == ("none" if row.architecture == "dense" else "token_choice")
+        assert parse_spec(spec_to_dict(row.spec)) == row.spec
+
+
+def test_intervals_hold_the_truth_at_three_times_the_largest_budget(fits):
+    best = plan(flops=1e14, law=fits, templates=[DENSE, *MOE]).best
+    low, high = best.loss_interval
+    assert low < true_loss(count(best.spec), best.tokens, best.granularity, True) < high
+    assert low < best.loss < high
+    wide = plan(flops=1e14, law=fits, templates=[DENSE, *MOE], level=0.99).best.loss_interval
+    assert wide[0] < low < high < wide[1]
+
+
+def test_moe_beats_dense_where_the_truth_says_so(fits):
+    found = plan(flops=1e14, law=fits, templates=[DENSE, *MOE])
+    assert found.table[-1].architecture == "dense"
+    assert {row.architecture for row in found.table} == {"dense", *(template.name for template in MOE)}
+    dense = min(row.loss for row in found.table if row.architecture == "dense")
+    assert dense - found.best.loss > 0.05
+
+
+def test_default_templates_are_what_the_laws_were_fitted_on(fits):
+    named = plan(flops=1e14, law=fits, templates=[DENSE, *MOE])
+    default = plan(flops=1e14, law={"any": fits["moe-e8"], "other": fits["dense"]}, vocab_size=256, context=128)
+    assert {row.architecture for row in default.table} == {row.architecture for row in named.table}
+    assert default.best.params_active == pytest.approx(named.best.params_active, rel=0.1)
+
+
+def test_granularities_are_tried_on_shared_shapes(fits):
+    found = plan(flops=1e14, law=fits, templates=[DENSE, MOE[0]], granularities=[2, 32])
+    assert {row.architecture for row in found.table} == {"dense", "moe-e8-g2", "moe-e8-g32"}
+    shapes = {
+        name: {(row.d_model, row.spec.feed_forward.d_ff) for row in found.table if row.architecture == name}
+        for name in ("moe-e8-g2", "moe-e8-g32")
+    }
+    assert shapes["moe-e8-g2"] & shapes["moe-e8-g32"]
+    assert all(d_ff % 128 == 0 for _, d_ff in shapes["moe-e8-g2"])
+
+
+def test_constraints_filter_and_say_their_price(fits):
+    free = plan(flops=1e14, law=fits, templates=[DENSE, *MOE])
+    limits = {"tokens_available": 1e7, "max_params_total": 2e6}
+    capped = plan(flops=1e14, law=fits, templates=[DENSE, *MOE], **limits)
+    assert all(row.tokens <= 1e7 for row in capped.table)
+    assert all(row.params_total <= 2e6 for row in capped.table)
+    for name in limits:
+        rest = {key: value for key, value in limits.items() if key != name}
+        without = plan(flops=1e14, law=fits, templates=[DENSE, *MOE], **rest)
+        assert capped.constraint_costs[name] == pytest.approx(capped.best.loss - without.best.loss)
+    assert capped.best.loss > free.best.loss
+    small = plan(flops=1e14, law=fits, templates=[DENSE, *MOE], max_params_active=3e5)
+    assert all(row.params_active <= 3e5 for row in small.table)
+
+
+def test_the_smallest_feasible_cap_that_an_error_names_is_feasible(fits):
+    with pytest.raises(InputError, match=r"max_params_total is 100, .* at least (\d+)") as caught:
+        plan(flops=1e14, law=fits, templates=[DENSE, *MOE], max_params_total=100)
+    least = int(str(caught.value).split("at least ")[1].split(",")[0])
+    assert plan(flops=1e14, law=fits, templates=[DENSE], max_params_total=least).best.params_total == least
+
+
+def test_curves_hold_the_rows(fits):
+    found = plan(flops=1e14, law=fits, templates=[DENSE, *MOE])
+    assert found.curves[0].architecture == found.best.architecture
+    for curve in found.curves:
+        rows = [row for row in found.table if row.architecture == curve.architecture]
+        assert curve.loss.min() == pytest.approx(min(row.loss for row in rows))
+        assert rows[0].params_active in curve.params_active
+
+
+def test_warnings_of_the_fit(fits):
+    far = plan(flops=1e16, law=fits, templates=[DENSE, *MOE])
+    assert any("extrapolation" in sentence and "lops" in sentence for sentence in far.warnings)
+    doubtful = replace(fits["dense"], status="not_identified", message="B and beta are not told apart.", draws={})
+    found = plan(flops=1e13, law=doubtful, templates=[DENSE])
+    assert found.best.loss_interval is None
+    assert any("not_identified" in sentence for sentence in found.warnings)
+    assert any("no prediction interval" in sentence for sentence in found.warnings)
+    assert plan(flops=3e13, law=fits, templates=[DENSE, *MOE]).warnings == ()
+
+
+def test_the_published_law_on_integer_models_leaves_the_router_out_of_n():
+    template = Template(vocab_size=50257, context=256, activation="relu").with_experts(
+        "moe", granularity=16, expansion_rate=64
+    )
+    best = plan(flops=1.93e20, law="krajewski-2024-e64", templates=[template]).best
+    assert best.loss == pytest.approx(2.491, abs=0.004)
+    counted = count(best.spec)
+    columns = {
+        "params_total": counted.params_total - counted.params_router,
+        "tokens": best.tokens,
+        "granularity": 16,
+    }
+    assert best.loss == pytest.approx(float(laws.published("krajewski-2024-e64").predict(columns)[0]))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"templates": []}, "templates is empty, but convention exact"),
+        ({"templates": [DENSE, DENSE]}, "'dense' twice"),
+        ({"templates": [DENSE.with_experts("x", granularity=2, expansion_rate=4)]}, "none holds for template x"),
+        ({"flops": 1e4}, "flops is 10000; not even the smallest candidate"),
+        ({"convention": "6ND"}, "counts FLOPs as exact"),
+        ({"granularities": [0]}, "granularities is .*whole numbers from 1"),
+        ({"spacing": 1.0}, "spacing is 1.0"),
+    ],
+)
+def test_wrong_input_names_argument_and_value(fits, change, words):
+    with pytest.raises(InputError, match=words):
+        plan(**{"flops": 1e13, "law": fits, "templates": [DENSE, *MOE], **change})
+
+
+def test_one_law_for_other_experts_is_refused(fits):
+    with pytest.raises(
+        InputError, match=r"template moe-e8-g1 has expansion_rate 8; law chinchilla holds for .* 1 alone"
+    ):
+        plan(flops=1e13, law=fits["dense"], templates=[MOE[0]])
+
+
+def test_template_like_a_spec_gives_the_spec_back():
+    origin = replace(MOE[2], queries_per_kv=2, head_dim=16, qk_norm=True, rope_theta=5e4)
+    spec = next(spec for spec in ladder(origin, largest=1e6) if spec.d_model == 64)
+    assert spec.attention.kv_heads == 2
+    template = replace(Template.like(spec, "mine"), granularities=origin.granularities)
+    assert spec in ladder(template, largest=1e6)
