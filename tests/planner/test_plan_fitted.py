@@ -146,6 +146,7 @@ def test_the_published_law_on_integer_models_leaves_the_router_out_of_n():
         ({"templates": [DENSE, DENSE]}, "'dense' twice"),
         ({"templates": [DENSE.with_experts("x", granularity=2, expansion_rate=4)]}, "none holds for template x"),
         ({"flops": 1e4}, "flops is 10000; not even the smallest candidate"),
+        ({"tokens_available": 100}, "tokens_available is 100, which leaves no candidate; allow at least 128"),
         ({"convention": "6ND"}, "counts FLOPs as exact"),
         ({"granularities": [0]}, "granularities is .*whole numbers from 1"),
         ({"spacing": 1.0}, "spacing is 1.0"),

@@ -52,12 +52,16 @@ class Constraints:
 
     def explain_nothing_left(self, smallest: Mapping[str, float]) -> InputError:
         """The error for a plan that no candidate satisfies; `smallest` holds the least value of each column."""
-        for name, column in (("max_params_total", "params_total"), ("max_params_active", "params_active")):
+        for name, column in (
+            ("tokens_available", "tokens"),
+            ("max_params_total", "params_total"),
+            ("max_params_active", "params_active"),
+        ):
             limit = getattr(self, name)
             if limit is not None and limit < smallest[column]:
                 return InputError(
                     f"{name} is {limit:g}, which leaves no candidate; allow at least {smallest[column]:.0f}, the "
-                    f"{column} of the smallest one."
+                    f"least {column} of any."
                 )
         limits = " and ".join(f"{name}={limit:g}" for name, limit in self.active())
         return InputError(f"{limits} together leave no candidate; relax one of them.")

@@ -66,9 +66,9 @@ class ContinuousFamily:
     """Makes the nearest model that can be built."""
 
     def smallest(self) -> dict[str, float]:
-        """The least that a parameter limit can be."""
+        """The least that each limit can be."""
         low = continuous.size_range(1.0)[0]
-        return {"params_active": low, "params_total": low * (8 * self.expansion_rate + 4) / 12}
+        return {"params_active": low, "params_total": low * (8 * self.expansion_rate + 4) / 12, "tokens": 0}
 
     def solve(self, flops: float, constraints: Constraints, level: float) -> tuple[list[PlanRow], Curve | None]:
         """The best size, and loss against size; no row if the constraints leave none."""
@@ -108,9 +108,13 @@ class LadderFamily:
     spacing: float
 
     def smallest(self) -> dict[str, float]:
-        """The least that a parameter limit can be."""
+        """The least that each limit can be."""
         counted = count(sizes_around(self.template, 1.0, 1)[0])
-        return {"params_active": counted.params_active, "params_total": counted.params_total}
+        return {
+            "params_active": counted.params_active,
+            "params_total": counted.params_total,
+            "tokens": self.template.context,
+        }
 
     def solve(self, flops: float, constraints: Constraints, level: float) -> tuple[list[PlanRow], Curve | None]:
         """The rungs near the best, and loss against size; no row if the constraints or the budget leave none."""
