@@ -52,7 +52,7 @@ def diagnose(problem: Problem, solution: Solution) -> Diagnosis:
     bound = f"{_and(at_bound)} {'is' if len(at_bound) == 1 else 'are'} at a bound" if at_bound else ""
     if loose:
         listed = _and([name for name in problem.names if name in loose])
-        message = f"the rows do not identify {listed}; vary the columns, or pin all but one of them"
+        message = f"the rows do not identify {listed}; vary the columns more, or pin what is known"
         return Diagnosis(
             status="not_identified", message=f"{message}; {bound}" if bound else message, condition=condition
         )

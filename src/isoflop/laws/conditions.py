@@ -36,11 +36,12 @@ def matching(table: RunTable, condition: str) -> RunTable:
         raise InputError(f"condition is {condition!r}; write it as COLUMN=VALUE, or with !=, <, <=, > or >=.")
     column, sign, text = match.groups()
     compare, values, number = _OPERATORS[sign], table[column], parse_number(text)
-    if values.dtype != object:
+    ordered = compare not in (operator.eq, operator.ne)
+    if values.dtype != object or (ordered and number is not None and any(isinstance(v, float) for v in values)):
         if number is None:
             raise InputError(f"condition is {condition!r}; column {column} holds numbers, so its value must be one.")
-        keep = compare(values, number)
-    elif compare not in (operator.eq, operator.ne):
+        keep = compare(table.numeric(column), number)
+    elif ordered:
         raise InputError(f"condition is {condition!r}; column {column} holds text, which knows only = and !=.")
     else:
         keep = np.array([compare(_text(value), text.lower()) for value in values], dtype=bool)

@@ -1,0 +1,118 @@
+"""Intervals cover what they promise, predictions say where they extrapolate, and JSON loses nothing."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from isoflop import InputError
+from isoflop.laws import FORMS, Fit, fit, load_fit, save_fit
+
+TRUTH = {"E": 1.6, "A": 300.0, "B": 900.0, "alpha": 0.31, "beta": 0.33}
+NOISE = 0.004
+
+
+def grid(per_budget: int) -> dict[str, np.ndarray]:
+    budgets = np.repeat([1e18, 3e18, 1e19, 3e19, 1e20], per_budget)
+    params = np.sqrt(budgets / 120) * np.exp(np.tile(np.linspace(-1.2, 1.2, per_budget), 5))
+    return {"params_total": params, "tokens": budgets / 6 / params, "budget": budgets}
+
+
+def noisy(table: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
+    clean = FORMS["chinchilla"].predict(table, TRUTH)
+    return {**table, "loss": clean * np.exp(NOISE * np.random.default_rng(seed).standard_normal(len(clean)))}
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Fit:
+    return fit(noisy(grid(6), 0), bootstrap=200)
+
+
+def test_intervals_cover() -> None:
+    """60 data sets: a 90% interval covers 54 of them ± 2.3, and a new run 3 times beyond the largest budget too."""
+    covered = dict.fromkeys(TRUTH, 0)
+    predicted = 0
+    beyond = {"params_total": np.sqrt(3e20 / 120), "tokens": np.sqrt(3e20 * 20 / 6)}
+    new = FORMS["chinchilla"].predict({name: np.array([value]) for name, value in beyond.items()}, TRUTH)[0]
+    rng = np.random.default_rng(1)
+    for seed in range(60):
+        found = fit(noisy(grid(4), seed), bootstrap=100, restarts=4)
+        for name, (low, high) in found.intervals.items():
+            covered[name] += low <= TRUTH[name] <= high
+        low, high = found.predict_interval(beyond)
+        predicted += low[0] <= new * np.exp(NOISE * rng.standard_normal()) <= high[0]
+    assert all(48 <= count <= 60 for count in covered.values()), covered
+    assert 48 <= predicted <= 60
+
+
+def test_prediction_intervals_hold_noise_as_well_as_parameters(fitted: Fit) -> None:
+    middle = {"params_total": np.array([3e8]), "tokens": np.array([6e9])}
+    low, high = fitted.predict_interval(middle)
+    draws = fitted.predict_draws(middle)[:, 0]
+    assert high[0] - low[0] > 2 * (np.quantile(draws, 0.95) - np.quantile(draws, 0.05))
+    assert high[0] / low[0] - 1 == pytest.approx(2 * 1.645 * NOISE, rel=0.6)
+    wider = fitted.predict_interval(middle, level=0.99)
+    assert wider[0][0] < low[0] < high[0] < wider[1][0]
+
+
+def test_budgets_beyond_ten_times_the_largest_warn(fitted: Fit) -> None:
+    fresh = Fit.from_dict(fitted.to_dict())
+    fresh.predict({"params_total": np.array([1e9, 9e9]), "tokens": np.array([1e10, 1e10])})
+    assert fresh.warnings == []
+    fresh.predict({"params_total": 1e10, "tokens": 1e12})
+    assert len(fresh.warnings) == 1
+    assert "by more than 10 times: an extrapolation" in fresh.warnings[0]
+
+
+def test_holdout_scores_rows_that_the_fit_did_not_see(fitted: Fit) -> None:
+    score = fitted.holdout(by="budget", largest=0.2)
+    assert (score.n_fit, score.n_held_out, score.threshold) == (24, 6, 1e20)
+    assert 0.2 * NOISE < score.rmse < 4 * NOISE
+    smaller = fit(fitted.runs.where(fitted.runs["budget"] < 1e20))
+    held_out = fitted.runs.where(budget=1e20)
+    errors = np.log(held_out["loss"] / smaller.predict(held_out))
+    assert score.rmse == pytest.approx(np.sqrt(np.mean(errors**2)), rel=1e-9)
+    with pytest.raises(InputError, match="leaves 0 rows for 5 free parameters"):
+        fitted.holdout(by="expansion_rate")
+    with pytest.raises(InputError, match="no column nonsense"):
+        fitted.holdout(by="nonsense")
+
+
+def test_json_gives_the_same_fit(fitted: Fit) -> None:
+    again = Fit.from_dict(json.loads(json.dumps(fitted.to_dict())))
+    assert again.to_dict() == fitted.to_dict()
+    assert again.holdout() == fitted.holdout()
+    columns = {"params_total": [1e9], "tokens": [2e10]}
+    assert again.predict_interval(columns) == fitted.predict_interval(columns)
+
+
+def test_files_give_the_same_fit_and_others_are_refused(fitted: Fit, tmp_path: Path) -> None:
+    save_fit(fitted, tmp_path / "fit.json")
+    assert load_fit(tmp_path / "fit.json").to_dict() == fitted.to_dict()
+    (tmp_path / "other.json").write_text('{"law": "chinchilla"}')
+    with pytest.raises(InputError, match="lacks the field 'runs'"):
+        load_fit(tmp_path / "other.json")
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(InputError, match="is not JSON"):
+        load_fit(tmp_path / "broken.json")
+    with pytest.raises(InputError, match=r"cannot be read"):
+        load_fit(tmp_path / "none.json")
+
+
+def test_groups_are_resampled_as_wholes() -> None:
+    table = noisy(grid(6), 0)
+    shifted = {**table, "loss": table["loss"] * np.where(table["budget"] == 1e19, 1.02, 1.0)}
+    by_row = fit(shifted, bootstrap=200)
+    by_budget = fit(shifted, bootstrap=200, groups="budget")
+    assert by_budget.parameters == by_row.parameters
+    assert np.std(by_budget.draws["E"]) > np.std(by_row.draws["E"])
+    with pytest.raises(InputError, match="groups is expansion_rate, which has one value"):
+        fit(shifted, bootstrap=200, groups="expansion_rate")
+
+
+def test_without_a_bootstrap_there_are_no_intervals() -> None:
+    plain = fit(noisy(grid(3), 0))
+    assert plain.intervals == {}
+    with pytest.raises(InputError, match="bootstrap=1000"):
+        plain.predict_interval({"params_total": 1e9, "tokens": 1e10})

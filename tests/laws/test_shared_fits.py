@@ -1,0 +1,67 @@
+"""Dense and MoE runs fitted together share their irreducible loss."""
+
+import numpy as np
+import pytest
+
+from isoflop import InputError
+from isoflop.laws import FORMS, fit, fit_shared
+
+DENSE = {"E": 1.31, "A": 290.0, "B": 810.0, "alpha": 0.317, "beta": 0.331}
+MOE = {"c": 1.31, "g": 150.0, "a": 380.0, "b": 700.0, "gamma": 0.62, "alpha": 0.324, "beta": 0.322}
+
+
+def groups(noise: float) -> dict[str, tuple[dict[str, np.ndarray], str]]:
+    rng = np.random.default_rng(9)
+    made = {}
+    for name, law, truth, n in (("dense", "chinchilla", DENSE, 25), ("moe", "fine-grained", MOE, 60)):
+        table = {
+            "params_total": 10 ** rng.uniform(6, 8.5, n),
+            "tokens": 10 ** rng.uniform(7.5, 9.5, n),
+            "granularity": 2.0 ** rng.integers(0, 5, n) if name == "moe" else np.ones(n),
+            "expansion_rate": np.full(n, 8.0 if name == "moe" else 1.0),
+        }
+        loss = FORMS[law].predict(table, truth) * np.exp(noise * rng.standard_normal(n))
+        made[name] = ({**table, "loss": loss}, law)
+    return made
+
+
+def test_planted_truth_is_recovered() -> None:
+    found = fit_shared(groups(0.0))
+    assert found.status == "converged", found.message
+    for name, truth in (("dense", DENSE), ("moe", MOE)):
+        for parameter, value in truth.items():
+            assert found[name].parameters[parameter] == pytest.approx(value, rel=1e-5)
+
+
+def test_one_asymptote_in_the_fit_and_in_every_draw() -> None:
+    found = fit_shared(groups(0.003), bootstrap=100)
+    assert found["dense"].parameters["E"] == found["moe"].parameters["c"] == found.asymptote
+    assert np.array_equal(found["dense"].draws["E"], found["moe"].draws["c"])
+    alone = {name: fit(runs, law, bootstrap=100) for name, (runs, law) in groups(0.003).items()}
+    assert np.std(found["dense"].draws["E"]) < np.std(alone["dense"].draws["E"])
+    total = sum(each.objective for each in found.fits.values())
+    assert total >= sum(each.objective for each in alone.values()) - 1e-12
+
+
+def test_what_is_shared_and_pinned_to_it_gives_the_same_fit() -> None:
+    found = fit_shared(groups(0.003))
+    for name, (runs, law) in groups(0.003).items():
+        asymptote = FORMS[law].asymptote
+        pinned = fit(runs, law, pinned={asymptote: found.asymptote})
+        assert found[name].objective == pytest.approx(pinned.objective, rel=1e-6)
+
+
+def test_holdout_refits_all_groups_without_the_largest() -> None:
+    scores = fit_shared(groups(0.003)).holdout(largest=0.2)
+    assert set(scores) == {"dense", "moe"}
+    assert sum(score.n_held_out for score in scores.values()) == 17
+    assert all(score.rmse < 0.012 for score in scores.values())
+
+
+def test_one_group_or_too_few_rows_are_sentences() -> None:
+    made = groups(0.003)
+    with pytest.raises(InputError, match="needs at least two"):
+        fit_shared({"dense": made["dense"]})
+    few = {name: values[:3] for name, values in made["dense"][0].items()}
+    with pytest.raises(InputError, match="group dense has 3 usable rows for 4 parameters"):
+        fit_shared({"dense": (few, "chinchilla"), "moe": made["moe"]})
