@@ -6,7 +6,10 @@ import typer
 
 from isoflop import __version__
 from isoflop.cli.count import count
+from isoflop.cli.fit import fit
+from isoflop.cli.plan import plan
 from isoflop.cli.prepare import prepare
+from isoflop.cli.report import report
 from isoflop.cli.sample import sample
 from isoflop.cli.study import study_app
 from isoflop.cli.train import train
@@ -37,4 +40,7 @@ app.command()(prepare)
 app.command()(count)
 app.command()(train)
 app.command()(sample)
+app.command()(fit)
+app.command()(plan)
 app.add_typer(study_app, name="study")
+app.command()(report)

@@ -1,0 +1,72 @@
+"""The accounting against the running model: parameters, and the FLOPs that torch's profiler counts."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import cross_entropy
+from torch.utils.flop_counter import FlopCounterMode
+
+from isoflop import AttentionSpec, DecoderSpec, ExpertsSpec, FeedForwardSpec, RouterSpec, count
+from isoflop.nn import Decoder
+
+BATCH = 8
+DENSE = DecoderSpec(
+    vocab_size=61,
+    context=16,
+    n_layers=3,
+    d_model=32,
+    attention=AttentionSpec(n_heads=4, head_dim=8, n_kv_heads=2, qk_norm=True),
+    feed_forward=FeedForwardSpec(d_ff=64),
+)
+TOKEN_CHOICE = ExpertsSpec(granularity=4, expansion_rate=4)
+EXPERT_CHOICE = replace(TOKEN_CHOICE, router=RouterSpec(kind="expert_choice"))
+
+
+def profiled(spec: DecoderSpec, *, backward: bool) -> int:
+    """FLOPs that torch counts for one forward, or one forward and backward, per token."""
+    model = Decoder(spec)
+    tokens_BT = torch.randint(0, spec.vocab_size, (BATCH, spec.context), generator=torch.Generator().manual_seed(0))
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        logits_BTV = model(tokens_BT).logits_BTV
+        if backward:
+            cross_entropy(logits_BTV.flatten(0, 1), tokens_BT.flatten()).backward()
+    return counter.get_total_flops() // tokens_BT.numel()
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        DENSE,
+        replace(DENSE, tied_head=True),
+        replace(DENSE, feed_forward=FeedForwardSpec(d_ff=64, activation="relu")),
+        replace(DENSE, attention=AttentionSpec(n_heads=2, head_dim=24)),
+        replace(DENSE, experts=TOKEN_CHOICE),
+        replace(DENSE, experts=replace(TOKEN_CHOICE, shared_experts=2, output_norm=False, skip_first=1)),
+        replace(DENSE, experts=replace(EXPERT_CHOICE, every=2)),
+    ],
+)
+def test_parameters_equal_those_of_the_built_model(spec: DecoderSpec) -> None:
+    counted = count(spec)
+    built = sum(parameter.numel() for parameter in Decoder(spec).parameters())
+    assert counted.params_total + counted.params_embedding == built == sum(counted.params_by_part.values())
+
+
+@pytest.mark.parametrize("activation", ["swiglu", "gelu"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_dense_flops_equal_the_profilers(activation: str, tied: bool) -> None:
+    feed_forward = FeedForwardSpec(d_ff=64, activation=activation)  # type: ignore[arg-type]
+    counted = count(replace(DENSE, feed_forward=feed_forward, tied_head=tied), convention="exact-full")
+    spec = replace(DENSE, feed_forward=feed_forward, tied_head=tied)
+    assert profiled(spec, backward=False) == counted.flops_per_token["total"]
+    assert profiled(spec, backward=True) == counted.training_flops_per_token
+
+
+@pytest.mark.parametrize("experts", [TOKEN_CHOICE, EXPERT_CHOICE, replace(TOKEN_CHOICE, shared_experts=1)])
+def test_moe_flops_differ_from_the_profilers_by_the_dispatch(experts: ExpertsSpec) -> None:
+    """A profiler counts matrix products; the weighted sum of the experts' outputs (`dispatch`) is none."""
+    spec = replace(DENSE, experts=experts)
+    counted = count(spec, convention="exact-full").flops_per_token
+    difference = counted["total"] - profiled(spec, backward=False)
+    assert 0 <= difference <= counted["dispatch"]
