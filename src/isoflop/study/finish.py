@@ -7,7 +7,7 @@ from typing import Any
 from isoflop.errors import InputError
 from isoflop.planner import architecture as build
 from isoflop.study import verification
-from isoflop.study.fits import fit_study
+from isoflop.study.fits import fit_study, fits_digest
 from isoflop.study.grid import PlannedRun
 from isoflop.study.session import Session
 
@@ -39,32 +39,17 @@ def finish(session: Session, *, train_tokens: int) -> Finished:
         session: the study; every run of its grid has ended.
         train_tokens: tokens of the training split, which bounds the plan as long as no run of the grid repeats data.
     """
-    store, study = session.store, session.study
+    store = session.store
     result = Finished()
-    rows = list(store.rows(session.planned()).values())
     try:
         with store.lock("fits"):
-            session.progress.update("fitting the laws", 0.0, "")
-            fits = fit_study(study, rows)
-            result.fits = fits.to_dict()
-            result.notes += fits.notes
-            store.write_json("fits.json", result.fits)
-            if study.verification is not None:
-                document = store.read_json("verification.json")
-                if (
-                    document is None
-                    or document["digest"] != fits.digest
-                    or document["flops"] != study.verification.flops
-                ):
-                    most = max([train_tokens, *(row.get("tokens") or 0 for row in rows)])
-                    document = verification.predict(study, session.grid, fits, tokens_available=most)
-                    store.write_json("verification.json", document)
-                result.verification = document
-                result.notes += [*document["notes"], *document["plan"]["warnings"]]
+            result.fits, result.verification = _fit_and_plan(session, train_tokens)
+        result.notes += result.fits["notes"]
     except InputError as error:
         result.notes.append(str(error))
     if result.verification is not None:
         result.runs = [_planned(session, run) for run in result.verification["runs"]]
+        result.notes += [*result.verification["notes"], *result.verification["plan"]["warnings"]]
         everything = [*session.planned(), *result.runs]
         best = result.verification["runs"][0]
         session.progress.say(
@@ -77,6 +62,26 @@ def finish(session: Session, *, train_tokens: int) -> Finished:
     if result.ended:
         result.report = _report(session, result.notes)
     return result
+
+
+def _fit_and_plan(session: Session, train_tokens: int) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """fits.json and verification.json; those of the store while the rows behind them are the same."""
+    store, study, wanted = session.store, session.study, session.study.verification
+    rows = list(store.rows(session.planned()).values())
+    digest = fits_digest(study, rows)
+    fits, document = store.read_json("fits.json"), store.read_json("verification.json")
+    if document is not None and (wanted is None or document["digest"] != digest or document["flops"] != wanted.flops):
+        document = None
+    if fits is None or fits["digest"] != digest or (wanted is not None and document is None):
+        session.progress.update("fitting the laws", 1.0, "")
+        found = fit_study(study, rows)
+        fits = found.to_dict()
+        store.write_json("fits.json", fits)
+        if wanted is not None:
+            most = max([train_tokens, *(row.get("tokens") or 0 for row in rows)])
+            document = verification.predict(study, session.grid, found, tokens_available=most)
+            store.write_json("verification.json", document)
+    return fits, document
 
 
 def _planned(session: Session, run: dict[str, Any]) -> PlannedRun:
@@ -93,6 +98,9 @@ def _planned(session: Session, run: dict[str, Any]) -> PlannedRun:
 def _report(session: Session, notes: list[str]) -> Path | None:
     from isoflop.report import write_report
 
+    page = session.store.path / "report" / "index.html"
+    if page.exists() and page.stat().st_mtime >= session.store.changed_at():
+        return page
     session.progress.update("writing the report", 1.0, "")
     try:
         with session.store.lock("report"):

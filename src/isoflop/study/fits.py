@@ -46,7 +46,7 @@ class StudyFits:
     notes: list[str]
     """Which laws could not be fitted, and why."""
     digest: str
-    """Of the rows that were fitted."""
+    """Of the rows that were fitted, and of how."""
 
     def by_architecture(self) -> dict[str, Fit]:
         """The fit that describes each architecture."""
@@ -122,35 +122,44 @@ def fit_study(study: StudySpec, rows: Sequence[Mapping[str, Any]]) -> StudyFits:
         holdouts=holdouts,
         families={name: family for name, family in known.items() if name in fits},
         notes=notes,
-        digest=_digest(rows),
+        digest=fits_digest(study, rows),
     )
+
+
+def fits_digest(study: StudySpec, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Hash of all that `fit_study` depends on: the rows, the families, the number of resamples and the version."""
+    losses = sorted((row["run_id"], row.get("loss")) for row in rows if row.get("stage") != "verification")
+    groups = [
+        [family.name, *(architecture.name for architecture in family.architectures)] for family in families(study)
+    ]
+    content = json.dumps([losses, groups, study.bootstrap, isoflop.__version__])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def _fit_together(
     groups: Mapping[str, tuple[RunTable, str]], bootstrap: int, notes: list[str]
 ) -> tuple[dict[str, Fit], dict[str, Holdout]]:
     """One irreducible loss for all groups that can be fitted; those that cannot are noted."""
-    fits: dict[str, Fit] = {}
+    able = {}
     for name, (table, law) in groups.items():
         try:
-            fits[name] = fit(table, law, bootstrap=bootstrap)
+            fit(table, law, restarts=2)
+            able[name] = (table, law)
         except InputError as error:
             notes.append(f"no law for {name}: {error}")
     shared = None
-    if len(fits) > 1:
+    if len(able) > 1:
         try:
-            shared = fit_shared({name: groups[name] for name in fits}, bootstrap=bootstrap)
-            fits = dict(shared.fits)
+            shared = fit_shared(able, bootstrap=bootstrap)
         except InputError as error:
             notes.append(f"every law has an irreducible loss of its own: {error}")
+    if shared is not None:
+        fits = dict(shared.fits)
+    else:
+        fits = {name: fit(table, law, bootstrap=bootstrap) for name, (table, law) in able.items()}
     holdouts: dict[str, Holdout] = {}
     try:
         holdouts = shared.holdout() if shared is not None else {name: found.holdout() for name, found in fits.items()}
     except InputError as error:
         notes.append(f"no held-out score: {error}")
     return fits, holdouts
-
-
-def _digest(rows: Sequence[Mapping[str, Any]]) -> str:
-    losses = sorted((row["run_id"], row.get("loss")) for row in rows)
-    return hashlib.sha256(json.dumps(losses).encode()).hexdigest()[:16]

@@ -106,6 +106,7 @@ def run_study(
         session.time_models(wanted)
         if any(store.row(run.run_id) is None for run in wanted):
             shown.say(_forecast(session, wanted, workers))
+        session.keep()
         ended = not dry_run and session.execute(session.planned, only=only_budgets)
         result = Finished(ended=False)
         if ended and not only_budgets:

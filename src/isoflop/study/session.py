@@ -106,7 +106,7 @@ class Session:
         Returns:
             False if the deadline came first.
         """
-        self._keep(planned())
+        self.keep(planned())
         while True:
             runs = [run for run in planned() if not only or run.budget in only]
             pending = [run for run in runs if self.store.row(run.run_id) is None]
@@ -125,7 +125,25 @@ class Session:
             ended = self.pool.wait(POLL_SECONDS)
             if ended is not None:
                 self._end(*ended, {run.run_id: run for run in runs})
-                self._keep(planned())
+                self.keep(planned())
+
+    def keep(self, runs: Sequence[PlannedRun] | None = None) -> None:
+        """Write the run table and the plan of these runs; default: of the grid."""
+        runs = self.planned() if runs is None else runs
+        rows = [self.store.row(run.run_id) or self.store.failures_before(run.run_id) for run in runs]
+        self.store.export([row for row in rows if row is not None])
+        self.store.write_plan(
+            [
+                {
+                    **{"run_id": run.run_id, **run.columns, "seed": run.seed},
+                    **{"d_model": run.spec.d_model, "n_layers": run.spec.n_layers},
+                    **{"params_active": run.resolved.count.params_active, "tokens": run.resolved.tokens},
+                    **{"flops": run.resolved.flops, "steps": run.resolved.steps, "seconds": self.timing.seconds(run)},
+                }
+                for run in runs
+            ],
+            workers=self.pool.workers,
+        )
 
     def remaining_seconds(self, runs: Sequence[PlannedRun]) -> float | None:
         """Predicted seconds until the runs that have not ended will have."""
@@ -196,23 +214,6 @@ class Session:
                 left -= run.resolved.flops * min((time.monotonic() - self._begun[run.run_id]) / seconds, 0.99)
         status = f"{total - left:.3g}/{total:.3g} FLOPs  {duration(self.remaining_seconds(runs))} left"
         self.progress.update(f"{len(runs) - len(pending)}/{len(runs)} runs", 1 - left / total, status)
-
-    def _keep(self, runs: Sequence[PlannedRun]) -> None:
-        """Write the run table and the plan."""
-        rows = [self.store.row(run.run_id) or self.store.failures_before(run.run_id) for run in runs]
-        self.store.export([row for row in rows if row is not None])
-        self.store.write_plan(
-            [
-                {
-                    **{"run_id": run.run_id, **run.columns, "seed": run.seed},
-                    **{"d_model": run.spec.d_model, "n_layers": run.spec.n_layers},
-                    **{"params_active": run.resolved.count.params_active, "tokens": run.resolved.tokens},
-                    **{"flops": run.resolved.flops, "steps": run.resolved.steps, "seconds": self.timing.seconds(run)},
-                }
-                for run in runs
-            ],
-            workers=self.pool.workers,
-        )
 
     def _failed_row(self, run: PlannedRun, error: str) -> dict[str, Any]:
         from isoflop.train.record import run_record

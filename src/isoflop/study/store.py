@@ -136,6 +136,11 @@ class StudyStore:
 
                 write_table(self.path / "runs.parquet", rows)
 
+    def changed_at(self) -> float:
+        """When the files that a report is made of changed last, in seconds since the epoch."""
+        names = ("study.yaml", "runs.csv", "fits.json", "verification.json")
+        return max((self.path / name).stat().st_mtime for name in names if (self.path / name).exists())
+
     def write_plan(self, runs: Sequence[Mapping[str, Any]], *, workers: int) -> None:
         """Write what is planned, for `study status`."""
         self.write_json("plan.json", {"workers": workers, "runs": list(runs)})
@@ -153,8 +158,10 @@ class StudyStore:
         self.write_text(name, json.dumps(_finite(values), indent=1, allow_nan=False) + "\n")
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a text file of the study, atomically."""
+        """Write a text file of the study, atomically; a file that says the same already is left alone."""
         path = self.path / name
+        if path.exists() and path.read_text(encoding="utf-8") == text:
+            return
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)

@@ -1,5 +1,6 @@
 """The run table on disk, replaced in one step."""
 
+import filecmp
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,11 +18,14 @@ LEADING: Final = (
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows to a .csv or .parquet file, replacing it in one step."""
+    """Write rows to a .csv or .parquet file, replacing it in one step; a file that says the same is left alone."""
     ordered = [{**{name: row.get(name) for name in LEADING}, **row} for row in rows]
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     write_runs(RunTable(ordered), temporary)
-    temporary.replace(path)
+    if path.exists() and filecmp.cmp(path, temporary, shallow=False):
+        temporary.unlink()
+    else:
+        temporary.replace(path)
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,107 @@
+from typing import Any
+
+import pytest
+import yaml
+
+from isoflop.errors import InputError
+from isoflop.study import load_study
+from isoflop.study.spec import parse_study
+
+BASE: dict[str, Any] = {
+    "name": "s",
+    "data": {"sources": "python-stdlib"},
+    "context": 32,
+    "budgets": ["1e9", 3e9],
+    "architectures": [{"name": "dense"}, {"name": "moe", "experts": {"expansion_rate": 4, "granularity": [1, 2]}}],
+}
+
+
+def test_granularity_list_becomes_one_architecture_each() -> None:
+    study = parse_study(BASE)
+    assert study.budgets == (1e9, 3e9)
+    assert [a.name for a in study.expanded] == ["dense", "moe-g1", "moe-g2"]
+    experts = [a.experts for a in study.expanded]
+    assert experts[0] is None
+    assert [(e.granularity, e.n_experts) for e in experts if e] == [(1, 4), (2, 8)]
+    assert {a.family for a in study.expanded} == {"dense", "moe"}
+
+
+def test_single_granularity_keeps_the_name_and_all_templates_share_shapes() -> None:
+    values = BASE | {
+        "architectures": [{"name": "dense"}, {"name": "x", "experts": {"expansion_rate": 2, "granularity": 8}}]
+    }
+    study = parse_study(values)
+    assert [a.name for a in study.expanded] == ["dense", "x"]
+    templates = [study.model_template(a, 257) for a in study.expanded]
+    assert {template.width_multiple for template in templates} == {32}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"budget": [1]}, "budget is not a field"),
+        ({"budgets": []}, "budgets is empty"),
+        ({"budgets": [-1.0]}, "budgets holds -1.0; a budget must be a finite number greater than 0"),
+        ({"budgets": [1e9, 1e9]}, "each may stand there once"),
+        ({"context": "many"}, "context is 'many'"),
+        ({"data": {}}, "data: give exactly one of path and sources"),
+        ({"data": {"sources": "x", "tokeniser": "bytes"}}, "data.tokeniser is not a field"),
+        ({"architectures": [{"name": "a/b"}]}, "name is 'a/b'; it must start with a letter or digit"),
+        ({"architectures": [{"name": "a"}, {"name": "a"}]}, "architectures holds 'a' twice"),
+        (
+            {"architectures": [{"name": "a", "experts": {"expansion_rate": 2, "granularity": [1, "x"]}}]},
+            "architectures.0.experts: granularity is 'x'",
+        ),
+        (
+            {"architectures": [{"name": "a", "experts": {"expansion_rate": 2, "granularity": 1, "rooter": {}}}]},
+            "architectures.0.experts: rooter is not a field",
+        ),
+        (
+            {
+                "architectures": [
+                    {"name": "a", "experts": {"expansion_rate": 2, "granularity": 1, "router": {"kind": "x"}}}
+                ]
+            },
+            "router.kind is 'x'",
+        ),
+        ({"architectures": [{"name": "a", "budgets": [7e9]}]}, "architectures.0.budgets holds 7e+09; allowed are"),
+        ({"training": {"flops": 1}}, "training.flops cannot be set here"),
+        ({"training": {"momentum": 1}}, "training.momentum is not a field; allowed: learning_rate_multiplier"),
+        ({"training": {"clip": -1}}, "clip is -1"),
+        ({"training": {"learning_rate_multiplier": "fast"}}, "learning_rate_multiplier is 'fast'"),
+        ({"extra_seeds": {"seeds": [1], "budgets": [2e9]}}, "extra_seeds.budgets holds 2e+09"),
+        ({"verification": {"flops": 1e10, "also": ["dens"]}}, "verification.also holds 'dens'; allowed: dense, moe-g1"),
+        ({"verification": {"flops": 0}}, "verification.flops is 0.0"),
+        ({"params_active": {1e9: []}}, "params_active.1e+09 is []"),
+        ({"widen": {"sizes": -1}}, "widen"),
+        ({"workers": 0}, "workers is 0"),
+    ],
+)
+def test_mistakes_are_one_sentence_that_names_the_field(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_study(BASE | change, source="s.yaml")
+    sentence = str(caught.value)
+    assert sentence.startswith("s.yaml: ")
+    assert said in sentence
+    assert "\n" not in sentence
+
+
+def test_files_that_are_no_study(tmp_path: Any) -> None:
+    with pytest.raises(InputError, match=r"cannot be read: No such file"):
+        load_study(tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(InputError, match="holds list; a mapping"):
+        load_study(tmp_path / "list.yaml")
+    (tmp_path / "broken.yaml").write_text("name: [")
+    with pytest.raises(InputError, match="not valid YAML"):
+        load_study(tmp_path / "broken.yaml")
+    (tmp_path / "good.yaml").write_text(yaml.safe_dump(BASE))
+    assert load_study(tmp_path / "good.yaml").name == "s"
+
+
+@pytest.mark.parametrize("name", ["quick", "granularity"])
+def test_the_studies_that_ship_can_be_read(name: str, request: pytest.FixtureRequest) -> None:
+    study = load_study(request.config.rootpath / "studies" / f"{name}.yaml")
+    assert study.name == name
+    assert study.verification is not None
+    assert study.verification.flops > max(study.budgets)
