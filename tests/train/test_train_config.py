@@ -72,9 +72,10 @@ def test_budget_below_one_step_says_what_suffices(dense, name):
 
 
 def test_rules_are_monotone_and_bounded():
-    rates = [learning_rate(10.0**power) for power in range(1, 18)]
+    rates = [learning_rate(10.0**power, moe=False) for power in range(1, 18)]
     assert rates == sorted(rates, reverse=True)
     assert (rates[-1], rates[0]) == LEARNING_RATE_BOUNDS
+    assert learning_rate(1e6, moe=True) > learning_rate(1e6, moe=False)
     batches = [batch_tokens(10.0**power, context=128) for power in range(6, 30)]
     assert batches == sorted(batches)
     assert (batches[0], batches[-1]) == BATCH_BOUNDS

@@ -95,7 +95,7 @@ def resolve(spec: DecoderSpec, config: TrainConfig) -> Resolved:
         micro_batch=micro,
         batch_tokens=batch,
         steps=math.ceil(tokens / batch * (1 - 1e-12)),
-        learning_rate=config.learning_rate or rules.learning_rate(counted.params_active),
+        learning_rate=config.learning_rate or rules.learning_rate(counted.params_active, moe=spec.experts is not None),
     )
 
 

@@ -2,8 +2,8 @@
 
 import math
 
-LEARNING_RATE_AT_1M = 5e-3
-"""Peak learning rate of a model with one million active non-embedding parameters."""
+LEARNING_RATE_AT_1M = {"dense": 3.5e-3, "moe": 5e-3}
+"""Peak learning rate of a model with one million active non-embedding parameters (docs/results/learning-rate.md)."""
 LEARNING_RATE_EXPONENT = -0.3
 """Power of the active non-embedding parameters."""
 LEARNING_RATE_BOUNDS = (1e-4, 3e-2)
@@ -20,11 +20,14 @@ LOGIT_ELEMENTS = 2**27
 """Largest micro-batch: its float32 logits have at most this many elements (512 MiB)."""
 
 
-def learning_rate(params_active: float) -> float:
-    """Peak AdamW learning rate for a model with this many active non-embedding parameters: a clipped power law."""
+def learning_rate(params_active: float, *, moe: bool) -> float:
+    """Peak AdamW learning rate for a model with this many active non-embedding parameters: a clipped power law.
+
+    Dense and MoE models have constants of their own, so that neither side of a comparison is badly tuned.
+    """
     low, high = LEARNING_RATE_BOUNDS
-    rate: float = LEARNING_RATE_AT_1M * (params_active / 1e6) ** LEARNING_RATE_EXPONENT
-    return min(high, max(low, rate))
+    at_1m = LEARNING_RATE_AT_1M["moe" if moe else "dense"]
+    return min(high, max(low, at_1m * (params_active / 1e6) ** LEARNING_RATE_EXPONENT))
 
 
 def batch_tokens(flops: float, *, context: int, least_sequences: int = 1) -> int:
