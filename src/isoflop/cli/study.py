@@ -67,13 +67,11 @@ def status(
         print_json(found)
         return
     counts = ", ".join(f"{number} {state}" for state, number in sorted(found["counts"].items()))
-    print_table(
-        f"{found['path']}: {found['runs']} runs: {counts}",
-        ["quantity", "value"],
-        [
-            ["FLOPs done", f"{si(found['flops_done'])} of {si(found['flops'])}"],
-            ["time left", duration(found["remaining_seconds"])],
-        ],
+    left = found["remaining_seconds"]
+    typer.echo(f"{found['path']}: {found['runs']} runs: {counts}")
+    typer.echo(
+        f"{found['flops_done']:.3g} of {found['flops']:.3g} FLOPs done"
+        + (f", about {duration(left)} left on {found['workers']} workers" if left else "")
     )
     if found["running"]:
         rows = [

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -25,7 +25,27 @@ class _Worker:
     process: "subprocess.Popen[str]"
     log: Path
     job: Mapping[str, Any] | None = None
-    reader: threading.Thread | None = field(default=None, repr=False)
+
+    def death(self) -> str:
+        """Why the process died: its signal or exit code, and the end of what it said."""
+        code = self.process.wait()
+        reason = f"the worker exited with code {code}"
+        if code < 0:
+            name = signal.Signals(-code).name
+            reason = f"the worker was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+        tail = self.log.read_bytes()[-_TAIL_BYTES:].decode("utf-8", "replace").strip()
+        return reason + (f"\n{tail}" if tail else "")
+
+    def end(self) -> None:
+        """Kill the process and let go of what belongs to it; its log stays if it says anything."""
+        self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream is not None:
+                with suppress(OSError):
+                    stream.close()
+        if self.log.exists() and not self.log.stat().st_size:
+            self.log.unlink()
 
 
 class Pool:
@@ -91,20 +111,16 @@ class Pool:
         job, worker.job = worker.job, None
         if line is not None and job is not None:
             return job, json.loads(line)
-        code = worker.process.wait()
+        error = worker.death()
+        worker.end()
         self._workers[index] = None
-        return None if job is None else (job, {"status": "killed", "error": _death(code, worker.log)})
+        return None if job is None else (job, {"status": "killed", "error": error})
 
     def close(self) -> None:
         """End all workers at once; a run that is cut short resumes from its checkpoint."""
         for worker in self._workers:
             if worker is not None:
-                worker.process.kill()
-                worker.process.wait()
-                for stream in (worker.process.stdin, worker.process.stdout):
-                    if stream is not None:
-                        with suppress(OSError):
-                            stream.close()
+                worker.end()
         self._workers = [None] * self.workers
 
     def _spawn(self, index: int) -> _Worker:
@@ -127,8 +143,7 @@ class Pool:
             )
         worker = _Worker(process=process, log=path)
         assert process.stdout is not None
-        worker.reader = threading.Thread(target=self._read, args=(index, process.stdout), daemon=True)
-        worker.reader.start()
+        threading.Thread(target=self._read, args=(index, process.stdout), daemon=True).start()
         self._workers[index] = worker
         return worker
 
@@ -144,13 +159,3 @@ class Pool:
 def _visible_gpu(index: int) -> str:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return visible.split(",")[index] if visible else str(index)
-
-
-def _death(code: int, log: Path) -> str:
-    """Why a worker died: its signal or exit code, and the end of what it said."""
-    reason = f"the worker exited with code {code}"
-    if code < 0:
-        name = signal.Signals(-code).name
-        reason = f"the worker was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-    tail = log.read_bytes()[-_TAIL_BYTES:].decode("utf-8", "replace").strip()
-    return reason + (f"\n{tail}" if tail else "")

@@ -97,11 +97,13 @@ def run_study(
     ):
         committed = Path(table) if table is not None else path.parent / study.table if study.table else None
         if committed is not None:
-            shown.say(f"{store.import_table(committed)} finished rows taken over from {committed}")
+            store.import_table(committed)
         data = open_corpus(study.data, store, beside=path.parent, say=shown.say)
         grid = Grid(study, vocab_size=data.vocab_size, fingerprint=fingerprint(data))
         session = Session(study, store, grid, data=data.path, pool=pool, progress=shown, deadline=deadline)
         runs = session.planned()
+        if committed is not None:
+            shown.say(_taken_over(committed, store, runs))
         wanted = [run for run in runs if not only_budgets or run.budget in only_budgets]
         session.time_models(wanted)
         if any(store.row(run.run_id) is None for run in wanted):
@@ -132,6 +134,17 @@ def run_study(
 def default_directory(study: StudySpec) -> Path:
     """Where a study lives unless told otherwise."""
     return Path("runs") / study.name
+
+
+def _taken_over(table: Path, store: StudyStore, runs: Sequence[PlannedRun]) -> str:
+    """How many runs a committed table spares; why it may be none."""
+    spared = sum(run.run_id in store.imported for run in runs)
+    if spared or not store.imported:
+        return f"{spared} of {len(runs)} runs are finished in {table}"
+    return (
+        f"none of the {len(store.imported)} finished rows of {table} is a run of this study: its text, models or "
+        f"training differ (a run_id ends in a hash of them)"
+    )
 
 
 def _forecast(session: Session, runs: Sequence[PlannedRun], workers: int) -> str:

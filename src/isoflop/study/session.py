@@ -111,6 +111,8 @@ class Session:
             runs = [run for run in planned() if not only or run.budget in only]
             pending = [run for run in runs if self.store.row(run.run_id) is None]
             self._tell(runs)
+            if pending and self.deadline is not None and time.monotonic() > self.deadline:
+                return False
             waiting = [run for run in self._ordered(pending) if run.run_id not in self._begun]
             for run in waiting:
                 if not self.pool.idle:
@@ -120,8 +122,6 @@ class Session:
             if not pending:
                 return True
             self._show(runs, pending)
-            if self.deadline is not None and time.monotonic() > self.deadline:
-                return False
             ended = self.pool.wait(POLL_SECONDS)
             if ended is not None:
                 self._end(*ended, {run.run_id: run for run in runs})

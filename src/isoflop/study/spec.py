@@ -225,8 +225,8 @@ class StudySpec:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"{name} is {value}; it must be greater than 0.")
-        if self.bootstrap < 0:
-            raise InputError(f"bootstrap is {self.bootstrap}; it must not be negative.")
+        if self.bootstrap < 0 or 0 < self.bootstrap < 20:
+            raise InputError(f"bootstrap is {self.bootstrap}; it must be 0 (no intervals) or at least 20.")
         if not 1.1 <= self.size_spacing <= 4:
             raise InputError(f"size_spacing is {self.size_spacing}; it must be between 1.1 and 4.")
         if any(seed < 0 for seed in self.seeds):

@@ -51,6 +51,7 @@ def study_status(path: str | Path) -> dict[str, Any]:
     return {
         "path": str(store.path),
         "runs": len(plan["runs"]),
+        "workers": workers,
         "counts": dict(counts),
         "flops": sum(run["flops"] for run in plan["runs"]),
         "flops_done": sum(row.get("flops") or 0.0 for row in rows),

@@ -9,6 +9,7 @@ import fcntl
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -47,6 +48,9 @@ class StudyStore:
         except OSError as error:
             raise InputError(f"out is {self.path}, which cannot be written: {error.strerror}.") from None
         self.load_imported()
+        for directory in self.timing.glob("*-*"):  # trials of processes that were killed
+            if not _is_alive(int(directory.name.partition("-")[2])):
+                shutil.rmtree(directory, ignore_errors=True)
 
     def load_imported(self) -> None:
         """Read the rows that were taken over from a committed table, if any were."""
@@ -54,8 +58,13 @@ class StudyStore:
         if imported.exists():
             self._imported = {row["run_id"]: row for row in read_table(imported)}
 
-    def import_table(self, path: Path) -> int:
-        """Take over the finished rows of a run table, so that they are not run again; their number.
+    @property
+    def imported(self) -> set[str]:
+        """Ids of the runs whose rows were taken over from a table."""
+        return set(self._imported)
+
+    def import_table(self, path: Path) -> None:
+        """Take over the finished rows of a run table, so that they are not run again.
 
         Raises:
             InputError: if the table cannot be read or has no run_id.
@@ -67,7 +76,6 @@ class StudyStore:
         self._imported |= finished
         if self._imported:
             write_table(self.path / "imported.csv", list(self._imported.values()))
-        return len(finished)
 
     def run_directory(self, run_id: str) -> Path:
         """Where a run lives."""
@@ -178,6 +186,16 @@ def claim(directory: Path) -> Iterator[bool]:
             yield False
             return
         yield True
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _finite(value: Any) -> Any:
