@@ -1,4 +1,4 @@
-"""A study directory from a planted fine-grained law with noise: dense and E=8 with G in 1..16, three budgets, four sizes."""
+"""A study directory from a planted law with noise: dense and E=8 with G in 1..16, three budgets, four sizes."""
 
 import csv
 import json
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from isoflop.laws import RunTable, fit_shared
 
 BUDGETS = (1e12, 6e12, 3e13)
 GRANULARITIES = (1, 2, 4, 8, 16)
@@ -42,9 +44,13 @@ def rows(*, noise: float = NOISE, seeds_at_middle: int = 2) -> list[dict[str, An
             for rung in (-1.5, -0.5, 0.5, 1.5):
                 for seed in range(seeds_at_middle if index == 1 else 1):
                     result.append(_row(name, granularity, expansion, budget, best * 2**rung, seed, noise, rng))
-    result.append({**_row("moe-e8-g8", 8, 8, 3e13, 2.4e6, 0, noise, rng), "status": "diverged", "loss": None, "loss_std": None})
+    result.append(
+        {**_row("moe-e8-g8", 8, 8, 3e13, 2.4e6, 0, noise, rng), "status": "diverged", "loss": None, "loss_std": None}
+    )
     result[-1]["error"] = "loss is NaN at step 131; last good checkpoint: step 100"
-    result.append({**_row("moe-e8-g16", 16, 8, 3e13, 2.9e6, 0, noise, rng), "status": "failed", "loss": None, "loss_std": None})
+    result.append(
+        {**_row("moe-e8-g16", 16, 8, 3e13, 2.9e6, 0, noise, rng), "status": "failed", "loss": None, "loss_std": None}
+    )
     result[-1]["error"] = "<script>alert('x')</script> & out of memory"
     for number, row in enumerate(result):
         row["run_id"] = f"{row['architecture'].lower()}-{number:03d}"
@@ -52,7 +58,7 @@ def rows(*, noise: float = NOISE, seeds_at_middle: int = 2) -> list[dict[str, An
 
 
 def write_study(directory: Path, table: list[dict[str, Any]] | None = None, *, run_files: bool = True) -> Path:
-    """Write `study.yaml`, `runs.csv` and the run directories; fits.json and verification.json are left to the caller."""
+    """Write `study.yaml`, `runs.csv` and the run directories, but no fits.json and verification.json."""
     table = rows() if table is None else table
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "study.yaml").write_text(YAML, encoding="utf-8")
@@ -134,3 +140,46 @@ def _write_run(directory: Path, row: dict[str, Any]) -> None:
             loss = final + 2.5 * np.exp(-6 * share) + 0.4 * (1 - share)
             line = {"step": step, "tokens": round(row["tokens"] * share), "loss": loss, "learning_rate": 1e-3}
             file.write(json.dumps(line) + "\n")
+
+
+def write_fits(directory: Path, table: list[dict[str, Any]], *, bootstrap: int = 40) -> dict[str, Any]:
+    """Fit the laws as a study does and write fits.json; returns the document."""
+    runs = RunTable(table).usable()
+    groups = {
+        "dense": (runs.where(architecture="dense"), "chinchilla"),
+        "moe-e8": (runs.where(runs["expansion_rate"] > 1), "fine-grained"),
+    }
+    shared = fit_shared(groups, bootstrap=bootstrap)
+    laws = [
+        {
+            "name": name,
+            "architectures": ["dense"] if name == "dense" else [f"moe-e8-g{g}" for g in GRANULARITIES],
+            "holdout": None,
+            **found.to_dict(),
+        }
+        for name, found in shared.fits.items()
+    ]
+    document = {"version": "0.1.0", "level": 0.9, "digest": "", "laws": laws, "minima": [], "notes": []}
+    (directory / "fits.json").write_text(json.dumps(document), encoding="utf-8")
+    return document
+
+
+def write_verification(directory: Path, *, measured: float | None = 2.118) -> None:
+    """Write verification.json of one run, predicted 2.11 [2.095, 2.13]."""
+    run = {
+        "run_id": "moe-e8-g8-1e14",
+        "architecture": "moe-e8-g8",
+        "role": "best",
+        "seed": 0,
+        "flops": 1e14,
+        "params_active": 9.1e5,
+        "predicted": 2.11,
+        "interval": [2.095, 2.13],
+        "measured": measured,
+        "loss_std": None if measured is None else 0.002,
+        "status": "done" if measured is not None else "waiting",
+        "error": None,
+    }
+    plan = {"near_optimal": ["moe-e8-g8 d128×4", "moe-e8-g16 d112×4"]}
+    document = {"flops": 1e14, "level": 0.9, "digest": "", "runs": [run], "plan": plan, "notes": []}
+    (directory / "verification.json").write_text(json.dumps(document), encoding="utf-8")

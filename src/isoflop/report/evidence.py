@@ -1,15 +1,22 @@
 """Everything the report shows that is computed from the study's records: minima, laws, frontier, checks."""
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from isoflop.errors import InputError
-from isoflop.laws import Fit, LawFrontier, Minimum, RunTable, efficiency_multiplier, isoflop_minima
+from isoflop.laws import (
+    Fit,
+    LawFrontier,
+    MinimaFrontier,
+    Minimum,
+    RunTable,
+    efficiency_multiplier,
+    isoflop_minima,
+)
 from isoflop.report import view
 from isoflop.report.marks import Curve, Multiplier, Verified
 from isoflop.report.style import flops, short
@@ -36,6 +43,8 @@ class Evidence:
     multipliers_missing: str
     fits: Sequence[tuple[str, Fit]]
     """The laws of fits.json by name."""
+    holdouts: Mapping[str, Mapping[str, Any]]
+    """Score of each law, fitted without the largest runs, on them (see isoflop.laws.Holdout), by its name."""
     predicted: np.ndarray | None
     """Loss of each row of `runs` under the law that describes its architecture; NaN where there is none."""
     law_missing: str
@@ -44,6 +53,8 @@ class Evidence:
     curves_missing: str
     checks: Sequence[Verified]
     checks_missing: str
+    near_optimal: str
+    """Which models the plan for the verification budget held for nearly as good as the best, in a sentence."""
 
 
 def gather(records: "StudyRecords") -> Evidence:
@@ -56,8 +67,9 @@ def gather(records: "StudyRecords") -> Evidence:
     predicted = _predicted(runs, by_architecture)
     if predicted is not None and not (np.isfinite(predicted) & view.finished(runs)).any():
         predicted, law_missing = None, law_missing or "no run of the table is described by a law of fits.json."
-    multipliers, multipliers_missing = _multipliers(minima, architectures, _own_rows(by_architecture, architectures))
-    curves = _curves(grid, architectures, _own_rows(by_architecture, architectures))
+    frontiers = _frontiers(by_architecture, architectures)
+    multipliers, multipliers_missing = _multipliers(minima, architectures, frontiers)
+    curves = _curves(grid, frontiers)
     checks, checks_missing = _checks(records)
     return Evidence(
         runs=runs,
@@ -68,12 +80,14 @@ def gather(records: "StudyRecords") -> Evidence:
         multipliers=multipliers,
         multipliers_missing=multipliers_missing,
         fits=fits,
+        holdouts=_holdouts(records),
         predicted=predicted,
         law_missing=law_missing,
         curves=curves,
         curves_missing="" if curves else law_missing or "the run table lacks the columns that the laws need.",
         checks=checks,
         checks_missing=checks_missing,
+        near_optimal=_near_optimal(records),
     )
 
 
@@ -111,18 +125,42 @@ def _fits(records: "StudyRecords") -> tuple[list[tuple[str, Fit]], dict[str, Fit
     return fits, by_architecture, " ".join(problems)
 
 
-def _own_rows(laws: Mapping[str, Fit], architectures: Sequence[view.Architecture]) -> dict[str, Fit]:
-    """Each architecture's law with the rows of its own granularity, which say what its tokens cost and what share of
-    its parameters is active."""
-    own = {}
+def _frontiers(laws: Mapping[str, Fit], architectures: Sequence[view.Architecture]) -> dict[str, LawFrontier]:
+    """The compute-optimal loss of each architecture under its law.
+
+    What a token costs at a size is interpolated between the architecture's own runs: with a head and attention scores
+    to pay for, no power law fits small models well enough.
+    """
+    frontiers = {}
     for architecture in architectures:
         fit = laws.get(architecture.name)
-        if fit is not None and "granularity" in fit.form.columns:
-            same = np.isclose(fit.runs.numeric("granularity"), architecture.granularity)
-            fit = replace(fit, runs=fit.runs.where(same)) if same.any() else None
-        if fit is not None:
-            own[architecture.name] = fit
-    return own
+        if fit is None or not {"params_active", "params_total", "flops", "tokens"} <= set(fit.runs.columns):
+            continue
+        own = fit.runs
+        if "granularity" in fit.form.columns:
+            own = own.where(np.isclose(own.numeric("granularity"), architecture.granularity))
+        if not len(own):
+            continue
+        frontiers[architecture.name] = LawFrontier(
+            replace(fit, runs=own), granularity=architecture.granularity, flops_per_token=_cost(own)
+        )
+    return frontiers
+
+
+def _cost(runs: RunTable) -> Callable[[np.ndarray], np.ndarray]:
+    """Training FLOPs per token from params_active: straight lines between the runs, in logarithms, and beyond them."""
+    size = np.log(runs.numeric("params_active"))
+    cost = np.log(runs.numeric("flops") / runs.numeric("tokens"))
+    x = np.unique(np.round(size, 6))
+    y = np.array([cost[np.abs(size - each) < 1e-5].mean() for each in x])
+    slopes = np.diff(y) / np.diff(x) if len(x) > 1 else np.ones(1)
+
+    def flops_per_token(params: np.ndarray) -> np.ndarray:
+        at = np.log(params)
+        below, above = np.minimum(0.0, at - x[0]) * slopes[0], np.maximum(0.0, at - x[-1]) * slopes[-1]
+        return np.asarray(np.exp(np.interp(at, x, y) + below + above))
+
+    return flops_per_token
 
 
 def _predicted(runs: RunTable, by_architecture: Mapping[str, Fit]) -> np.ndarray | None:
@@ -145,70 +183,59 @@ def _columns(runs: RunTable, fit: Fit, rows: np.ndarray) -> dict[str, np.ndarray
     return {column: view.numbers(runs, column)[rows] for column in fit.form.columns}
 
 
-def _curves(grid: RunTable, architectures: Sequence[view.Architecture], laws: Mapping[str, Fit]) -> list[Curve]:
+def _curves(grid: RunTable, frontiers: Mapping[str, LawFrontier]) -> list[Curve]:
     """Each architecture's law at its best size, from the smallest budget to somewhat beyond the largest."""
     budgets = view.budgets(grid)[view.finished(grid)]
     budgets = budgets[np.isfinite(budgets)]
     if not len(budgets):
         return []
     at = np.geomspace(budgets.min(), budgets.max() * _BEYOND, 60)
-    curves = []
-    for architecture in architectures:
-        if architecture.name not in laws:
-            continue
-        with suppress(InputError):
-            frontier = LawFrontier(laws[architecture.name], granularity=architecture.granularity)
-            curves.append(Curve(architecture=architecture.name, flops=at, loss=frontier.loss(at)))
-    return curves
+    return [Curve(architecture=name, flops=at, loss=frontier.loss(at)) for name, frontier in frontiers.items()]
 
 
 def _multipliers(
-    minima: Sequence[Minimum], architectures: Sequence[view.Architecture], laws: Mapping[str, Fit]
+    minima: Sequence[Minimum], architectures: Sequence[view.Architecture], frontiers: Mapping[str, LawFrontier]
 ) -> tuple[list[Multiplier], str]:
     """Multipliers of every MoE at every budget where its minimum is known, and why there are none or some are lacking.
 
-    The MoE's loss is that of its isoFLOP minima, or of its law where fewer than two minima are inside the sizes that
-    were run. The dense budget for it comes from the dense law if that converged, else from the dense minima.
+    The MoE's loss is that of its isoFLOP minimum, or of its law where the minimum is not inside the sizes that were
+    run. The dense budget for it comes from the dense law if that converged, else from the dense minima.
     """
     dense = next((architecture.name for architecture in architectures if architecture.dense), None)
     if dense is None:
         return [], "the study has no dense architecture to compare with."
     if len(architectures) == 1:
         return [], "the study has no architecture with experts."
-    found, problems = [], []
-    reference = _source(dense, minima, laws, prefer_law=True)
+    laws = {name: law for name, law in frontiers.items() if law.fit is not None and law.fit.status == "converged"}
+    inside = [minimum for minimum in minima if minimum.architecture == dense and minimum.inside]
+    if dense not in laws and len(inside) < 2:
+        return [], f"{dense} has no converged law and fewer than two isoFLOP minima inside the sizes that were run."
+    reference = laws.get(dense) or MinimaFrontier(inside)
+    found, unknown = [], []
     for architecture in architectures:
-        if architecture.dense:
-            continue
-        own = _source(architecture.name, minima, laws, prefer_law=False)
-        known = own if isinstance(own, list) else [m for m in minima if m.architecture == architecture.name]
-        for budget in sorted({minimum.budget for minimum in known}):
-            try:
-                point = efficiency_multiplier(reference, own, budget, granularity=architecture.granularity)
-            except InputError as error:
-                problems.append(f"{architecture.name}: {error}")
-                break
+        own = [minimum for minimum in minima if minimum.architecture == architecture.name]
+        for minimum in [] if architecture.dense else own:
+            # at the budget of a minimum this frontier is that minimum, whatever the others are
+            source = MinimaFrontier(own) if minimum.inside and len(own) > 1 else laws.get(architecture.name)
+            if source is None:
+                unknown.append(f"{architecture.name} at {flops(minimum.budget)}")
+                continue
+            point = efficiency_multiplier(reference, source, minimum.flops)
             found.append(
                 Multiplier(
                     architecture=architecture.name,
-                    budget=budget,
+                    budget=minimum.budget,
                     value=point.value,
                     interval=point.interval,
                     extrapolated=point.extrapolated,
                 )
             )
-    if not found and not problems:
-        problems.append("no isoFLOP minimum of an architecture with experts lies inside the sizes that were run.")
-    return found, " ".join(problems)
-
-
-def _source(name: str, minima: Sequence[Minimum], laws: Mapping[str, Fit], *, prefer_law: bool) -> Fit | list[Minimum]:
-    """What tells an architecture's compute-optimal loss: its law or its isoFLOP minima."""
-    inside = [minimum for minimum in minima if minimum.architecture == name and minimum.inside]
-    law = laws.get(name)
-    if law is not None and law.status == "converged" and (prefer_law or len(inside) < 2):
-        return law
-    return inside
+    if unknown:
+        return found, (
+            f"{', '.join(unknown)} FLOPs, where there is no converged law and no isoFLOP minimum inside the sizes that "
+            "were run, or one budget alone."
+        )
+    return found, "" if found else "no isoFLOP minimum of an architecture with experts is known."
 
 
 def _checks(records: "StudyRecords") -> tuple[list[Verified], str]:
@@ -236,6 +263,20 @@ def _checks(records: "StudyRecords") -> tuple[list[Verified], str]:
             )
         )
     return checks, "" if checks else "verification.json holds no predicted run."
+
+
+def _holdouts(records: "StudyRecords") -> dict[str, Mapping[str, Any]]:
+    entries = (records.fits or {}).get("laws") or ()
+    scores = {str(entry.get("name")): entry.get("holdout") for entry in entries}
+    needed = {"n_held_out", "threshold", "by", "rmse", "bias"}
+    return {name: score for name, score in scores.items() if isinstance(score, Mapping) and needed <= score.keys()}
+
+
+def _near_optimal(records: "StudyRecords") -> str:
+    near = ((records.verification or {}).get("plan") or {}).get("near_optimal") or ()
+    if len(near) < 2:
+        return ""
+    return f"The plan held {len(near)} models to be within 0.002 nats of the best: {', '.join(map(str, near))}."
 
 
 def _float(value: Any) -> float | None:

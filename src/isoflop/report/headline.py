@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from isoflop.laws import Minimum
+from isoflop.laws import Fit, Minimum
 from isoflop.report import view
 from isoflop.report.marks import Interval, Multiplier, Verified
 from isoflop.report.style import factor, flops
 
 if TYPE_CHECKING:
     from isoflop.laws import RunTable
+
+WIDE_INTERVAL = 0.1
+"""Width of a predicted interval, relative to the prediction, from which a loss inside it proves little."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +44,11 @@ class Headline:
 
 
 def headline(
-    runs: "RunTable", minima: Sequence[Minimum], multipliers: Sequence[Multiplier], checks: Sequence[Verified]
+    runs: "RunTable",
+    minima: Sequence[Minimum],
+    multipliers: Sequence[Multiplier],
+    checks: Sequence[Verified],
+    fits: Sequence[tuple[str, Fit]] = (),
 ) -> Headline:
     """Best architecture per budget, efficiency multiplier and verification, with what limits them.
 
@@ -55,11 +62,11 @@ def headline(
     by_key = {(multiplier.architecture, multiplier.budget): multiplier for multiplier in multipliers}
     largest = max(ranked)
     sentences = [_best(largest, ranked[largest])]
-    sentences += _efficiency(ranked, by_key)
+    sentences += _efficiency(ranked, by_key, dense)
     sentences += [verdict(check) for check in checks]
     return Headline(
         sentences=tuple(sentences),
-        caveats=tuple(_caveats(runs, minima)),
+        caveats=(*_caveats(runs, minima), *_law_caveats(fits)),
         columns=("budget (FLOPs)", "lowest loss", "loss", "not separated from", "dense", "× dense FLOPs"),
         rows=tuple(_row(budget, order, by_key, dense) for budget, order in ranked.items()),
     )
@@ -127,7 +134,9 @@ def verdict(check: Verified) -> str:
         )
     low, high = check.interval
     if low <= check.measured <= high:
-        return f"{said}: inside the interval."
+        wide = high - low > WIDE_INTERVAL * check.predicted
+        reach = f", which is wide ({low / check.predicted - 1:+.0%} to {high / check.predicted - 1:+.0%}): a weak test"
+        return f"{said}: inside the interval{reach if wide else ''}."
     beyond = check.measured / high - 1 if check.measured > high else low / check.measured - 1
     end = "above its upper" if check.measured > high else "below its lower"
     return f"{said}: outside the interval, {beyond:.2%} {end} end."
@@ -150,7 +159,7 @@ def _best(budget: float, order: Sequence[Standing]) -> str:
 
 
 def _efficiency(
-    ranked: Mapping[float, Sequence[Standing]], by_key: Mapping[tuple[str, float], Multiplier]
+    ranked: Mapping[float, Sequence[Standing]], by_key: Mapping[tuple[str, float], Multiplier], dense: set[str]
 ) -> list[str]:
     """The multiplier of the best MoE at the largest budget, and how it changed from the smallest."""
     by_key = {key: multiplier for key, multiplier in by_key.items() if math.isfinite(multiplier.value)}
@@ -160,10 +169,13 @@ def _efficiency(
     budget = max(known)
     name = next(s.architecture for s in ranked[budget] if (s.architecture, budget) in by_key)
     last = by_key[name, budget]
+    leader = next(s.architecture for s in ranked[budget] if s.architecture not in dense)
     said = (
         f"To reach the loss of {name} at {flops(budget)} FLOPs a dense model needs {_times(last)} the FLOPs"
         f"{' (extrapolated beyond the dense runs)' if last.extrapolated else ''}"
     )
+    if leader != name:
+        said += f" (how many for {leader}, which does better, is not known)"
     if last.interval is None:
         said += "; this multiplier has no interval."
     elif last.interval[0] <= 1 <= last.interval[1]:
@@ -182,7 +194,7 @@ def _efficiency(
     if first.interval is None or last.interval is None:
         return [said, f"{change}; without intervals this says nothing about a trend."]
     if first.interval[1] < last.interval[0] or last.interval[1] < first.interval[0]:
-        return [said, f"{change}: it {'grows' if last.value > first.value else 'falls'} with budget."]
+        return [said, f"{change}: it {'grows' if last.value > first.value else 'falls'} over these budgets."]
     return [said, f"{change}; the intervals overlap, so a trend with budget is not established."]
 
 
@@ -239,6 +251,18 @@ def _caveats(runs: "RunTable", minima: Sequence[Minimum]) -> list[str]:
     if np.nansum(epochs > 1):
         caveats.append(f"{int(np.nansum(epochs > 1))} runs repeat data, up to {np.nanmax(epochs):.2f} epochs.")
     return caveats
+
+
+def _law_caveats(fits: Sequence[tuple[str, Fit]]) -> list[str]:
+    """Laws that the runs do not pin down."""
+    doubtful: dict[str, list[str]] = {}
+    for name, fit in fits:
+        if fit.status != "converged":
+            doubtful.setdefault(fit.status.replace("_", " "), []).append(name)
+    return [
+        f"The law of {_list(names)} is {status}: do not trust its constants, nor predictions far from the runs."
+        for status, names in doubtful.items()
+    ]
 
 
 def _leaking(runs: "RunTable") -> list[str]:

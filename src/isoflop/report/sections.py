@@ -135,14 +135,14 @@ def _law(evidence: "Evidence") -> Section:
             key="parity",
             draw=lambda width: figures.parity(runs, predicted, width=width),
             caption=f"Each mark is a run; on the diagonal the law predicts it exactly. Root mean square error "
-            f"{rmse:.4f} nats/token over {len(residual)} runs, which the law was fitted on (but the verification's).",
+            f"{rmse:.4f} nats/token over {len(residual)} runs, all fitted but the verification's: this is no test.",
             description=f"Measured against predicted loss of {len(residual)} runs; RMSE {rmse:.4f} nats per token.",
         ),
         Plot(
             key="residuals",
             draw=lambda width: figures.residuals(runs, predicted, width=width),
             caption="What the law leaves unexplained. A slope or a curve along either axis, or one colour that lies on "
-            "one side of the line, would be lack of fit; a level band is noise. Marks at one budget stand side by side.",
+            "one side of the line, would be lack of fit; a level band is noise. Marks of one budget are set apart.",
             description="Measured minus predicted loss against training FLOPs and against active parameters.",
         ),
     ]
@@ -172,8 +172,18 @@ def _parameters(evidence: "Evidence") -> dict[str, Any] | None:
     return {
         "columns": ["law", "parameter", "value", "90% interval", "status", "runs"],
         "rows": rows,
-        "caption": f"Fitted constants with bootstrap intervals. {equations}.",
+        "caption": f"Fitted constants with bootstrap intervals. {equations}. {_held_out(evidence)}",
     }
+
+
+def _held_out(evidence: "Evidence") -> str:
+    """How well each law, fitted without the largest runs, predicts them."""
+    said = [
+        f"{name}: {score['n_held_out']:g} runs from {score['threshold']:.3g} {score['by']}, root mean square of "
+        f"ln(measured / predicted) {score['rmse']:.4f}, mean {score['bias']:+.4f}"
+        for name, score in evidence.holdouts.items()
+    ]
+    return f"Fitted again without the largest runs, the laws predict those: {'; '.join(said)}." if said else ""
 
 
 def _verification(evidence: "Evidence") -> Section:
@@ -184,7 +194,7 @@ def _verification(evidence: "Evidence") -> Section:
     plot = Plot(
         key="verification",
         draw=lambda width: figures.verification(checks, width=width),
-        caption="The law was fitted to runs at smaller budgets, before these were made. It holds if the dot is in the bar.",
+        caption="The law was fitted to runs at smaller budgets, before these runs. It holds if the dot is in the bar.",
         description=" ".join(verdict(check) for check in checks),
     )
     table = {
@@ -199,7 +209,7 @@ def _verification(evidence: "Evidence") -> Section:
             ]
             for check in checks
         ],
-        "caption": "Losses in nats/token.",
+        "caption": "Losses in nats/token." + (f" {evidence.near_optimal}" if evidence.near_optimal else ""),
     }
     return Section(key="verification", title=title, plots=[plot], table=table)
 
@@ -222,8 +232,9 @@ def _efficiency(evidence: "Evidence") -> Section:
         key="efficiency",
         draw=lambda width: figures.efficiency(evidence.architectures, multipliers, width=width),
         caption="FLOPs that a dense model needs for the same loss, divided by the FLOPs spent; above the line the "
-        "experts pay. The loss is that of the isoFLOP minimum, the dense FLOPs for it are those of the dense law (of "
-        "the dense minima where that did not converge). Bars are 90% intervals"
+        "experts pay. The loss is that of the isoFLOP minimum (of the law, where the minimum is not inside the sizes "
+        "that were run), the dense FLOPs for it are those of the dense law (of the dense minima, where that did not "
+        "converge). Bars are 90% intervals"
         + (", hollow marks need dense losses beyond the dense runs' budgets (extrapolated)." if hollow else "."),
         description=f"Efficiency multiplier against budget, between {factor(low)} and {factor(high)}.",
     )
@@ -244,7 +255,7 @@ def _load(records: "StudyRecords", evidence: "Evidence") -> Section:
             key="load",
             draw=lambda width: figures.expert_load(loads, width=width),
             caption="Share of the assignments that each expert gets on held-out text, relative to an even share, in "
-            "the best run of each architecture at its largest budget. White: even; orange: busy experts; purple: idle ones.",
+            "the best run of each architecture at its largest budget. White: even; orange: busy; purple: idle.",
             description="Heat map of expert load, layer by expert, for " + ", ".join(loads) + ".",
         )
         return Section(key="load", title=title, plots=[plot])

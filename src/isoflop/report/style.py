@@ -141,7 +141,10 @@ def title(axes: "Axes", text: str) -> None:
 
 
 def legend(figure: "Figure", entries: Sequence[tuple[str, dict[str, Any]]]) -> None:
-    """One key for all panels, above them, in as many columns as the figure is wide; an entry is name and line style."""
+    """One key for all panels, above them, in as many columns as the figure is wide; an entry is name and line style.
+
+    The figure grows by the key's height.
+    """
     if not entries:
         return
     from matplotlib.lines import Line2D
@@ -150,6 +153,7 @@ def legend(figure: "Figure", entries: Sequence[tuple[str, dict[str, Any]]]) -> N
     labels = [plain(name) for name, _ in entries]
     widest = max(len(label) for label in labels)
     columns = max(1, min(len(entries), int((figure.get_figwidth() - 0.2) / (0.55 + 0.068 * widest))))
+    figure.set_figheight(figure.get_figheight() + 0.1 + 0.17 * math.ceil(len(entries) / columns))
     figure.legend(
         handles,
         labels,

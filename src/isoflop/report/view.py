@@ -53,7 +53,7 @@ def names(runs: "RunTable") -> list[str]:
 
 
 def architectures(runs: "RunTable") -> list[Architecture]:
-    """Every architecture of the table: dense first, then by expansion rate, granularity, router and name."""
+    """Every architecture of the table: dense first, then by expansion rate, granularity and name."""
     granularity, expansion, routers = (
         numbers(runs, "granularity"),
         numbers(runs, "expansion_rate"),
@@ -70,7 +70,7 @@ def architectures(runs: "RunTable") -> list[Architecture]:
                 router=routers[row],
             ),
         )
-    return sorted(found.values(), key=lambda a: (not a.dense, a.expansion_rate, a.granularity, a.router, a.name))
+    return sorted(found.values(), key=lambda a: (not a.dense, a.expansion_rate, a.granularity, a.name))
 
 
 def budgets(runs: "RunTable") -> np.ndarray:
@@ -83,7 +83,8 @@ def budgets(runs: "RunTable") -> np.ndarray:
 def finished(runs: "RunTable") -> np.ndarray:
     """Which rows have a loss and are neither failed nor diverged."""
     status = texts(runs, "status")
-    return np.array([state in ("done", "") for state in status], dtype=bool) & np.isfinite(numbers(runs, "loss"))
+    ended = np.array([state in ("done", "") for state in status], dtype=bool)
+    return np.asarray(ended & np.isfinite(numbers(runs, "loss")))
 
 
 def grid_rows(runs: "RunTable") -> "RunTable":
