@@ -1,14 +1,12 @@
 """What happens once every run of the grid has ended: laws, plan, verification, report."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from isoflop.errors import InputError
-from isoflop.planner import architecture as build
 from isoflop.study import verification
 from isoflop.study.fits import fit_study, fits_digest
-from isoflop.study.grid import PlannedRun
 from isoflop.study.session import Session
 
 
@@ -20,8 +18,6 @@ class Finished:
     """fits.json."""
     verification: dict[str, Any] | None = None
     """verification.json."""
-    runs: list[PlannedRun] = field(default_factory=list)
-    """The verification's runs."""
     ended: bool = True
     """False if the deadline came before the verification had ended."""
     report: Path | None = None
@@ -41,6 +37,7 @@ def finish(session: Session, *, train_tokens: int) -> Finished:
     """
     store = session.store
     result = Finished()
+    session.verification = []
     try:
         with store.lock("fits"):
             result.fits, result.verification = _fit_and_plan(session, train_tokens)
@@ -48,16 +45,15 @@ def finish(session: Session, *, train_tokens: int) -> Finished:
     except InputError as error:
         result.notes.append(str(error))
     if result.verification is not None:
-        result.runs = [_planned(session, run) for run in result.verification["runs"]]
+        session.verification = verification.planned_runs(session.study, session.grid, result.verification)
         result.notes += [*result.verification["notes"], *result.verification["plan"]["warnings"]]
-        everything = [*session.planned(), *result.runs]
         best = result.verification["runs"][0]
         session.progress.say(
             f"verification: {best['architecture']} at {best['flops']:.3g} FLOPs, predicted loss {best['predicted']:.4f}"
         )
-        session.time_models(result.runs)
-        result.ended = session.execute(lambda: everything)
-        result.verification = verification.compare(result.verification, store.rows(result.runs))
+        session.time_models(session.verification)
+        result.ended = session.execute(session.everything)
+        result.verification = verification.compare(result.verification, store.rows(session.verification))
         store.write_json("verification.json", result.verification)
     if result.ended:
         result.report = _report(session, result.notes)
@@ -82,17 +78,6 @@ def _fit_and_plan(session: Session, train_tokens: int) -> tuple[dict[str, Any], 
             document = verification.predict(study, session.grid, found, tokens_available=most)
             store.write_json("verification.json", document)
     return fits, document
-
-
-def _planned(session: Session, run: dict[str, Any]) -> PlannedRun:
-    """The run that verification.json describes; it keeps its last checkpoints, so that it can be sampled."""
-    study, grid = session.study, session.grid
-    own = study.architecture(run["architecture"])
-    spec = build(grid.template(own), d_model=run["d_model"], n_layers=run["n_layers"])
-    planned = grid.run(own, run["flops"], spec, run["seed"], "verification")
-    if "keep_checkpoints" in study.training:
-        return planned
-    return replace(planned, config=replace(planned.config, keep_checkpoints=2))
 
 
 def _report(session: Session, notes: list[str]) -> Path | None:

@@ -16,6 +16,7 @@ from isoflop.study.progress import StudyProgress, duration
 from isoflop.study.session import Session
 from isoflop.study.spec import StudySpec, load_study
 from isoflop.study.store import StudyStore
+from isoflop.study.verification import planned_runs
 
 
 @dataclass(kw_only=True)
@@ -101,6 +102,9 @@ def run_study(
         data = open_corpus(study.data, store, beside=path.parent, say=shown.say)
         grid = Grid(study, vocab_size=data.vocab_size, fingerprint=fingerprint(data))
         session = Session(study, store, grid, data=data.path, pool=pool, progress=shown, deadline=deadline)
+        stored = store.read_json("verification.json")
+        if stored is not None:
+            session.verification = planned_runs(study, grid, stored)
         runs = session.planned()
         if committed is not None:
             shown.say(_taken_over(committed, store, runs))
@@ -113,7 +117,7 @@ def run_study(
         result = Finished(ended=False)
         if ended and not only_budgets:
             result = finish(session, train_tokens=len(data.tokens("train")))
-        runs = [*session.planned(), *result.runs]
+        runs = session.everything()
         rows = store.rows(runs)
         return Outcome(
             path=store.path,

@@ -50,6 +50,8 @@ class Session:
         self.study, self.store, self.grid, self.data = study, store, grid, data
         self.pool, self.progress, self.deadline = pool, progress, deadline
         self.timing = Timing(store, workers=pool.workers, threads=pool.threads)
+        self.verification: list[PlannedRun] = []
+        """The verification's runs, once they are planned."""
         self._killed: Counter[str] = Counter()
         self._begun: dict[str, float] = {}
         self._told: set[str] = set()
@@ -63,6 +65,10 @@ class Session:
             if found.keys() == rows.keys():
                 return runs
             rows = dict(found)
+
+    def everything(self) -> list[PlannedRun]:
+        """The same with the verification's runs."""
+        return [*self.planned(), *self.verification]
 
     def time_models(self, runs: Sequence[PlannedRun]) -> None:
         """Time a few steps of every model that has not been timed yet."""
@@ -106,7 +112,7 @@ class Session:
         Returns:
             False if the deadline came first.
         """
-        self.keep(planned())
+        self.keep()
         while True:
             runs = [run for run in planned() if not only or run.budget in only]
             pending = [run for run in runs if self.store.row(run.run_id) is None]
@@ -125,11 +131,11 @@ class Session:
             ended = self.pool.wait(POLL_SECONDS)
             if ended is not None:
                 self._end(*ended, {run.run_id: run for run in runs})
-                self.keep(planned())
+                self.keep()
 
-    def keep(self, runs: Sequence[PlannedRun] | None = None) -> None:
-        """Write the run table and the plan of these runs; default: of the grid."""
-        runs = self.planned() if runs is None else runs
+    def keep(self) -> None:
+        """Write the run table and the plan."""
+        runs = self.everything()
         rows = [self.store.row(run.run_id) or self.store.failures_before(run.run_id) for run in runs]
         self.store.export([row for row in rows if row is not None])
         self.store.write_plan(

@@ -1,11 +1,12 @@
 """The plan for the verification budget, made before its run, and how close the run came."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from isoflop.errors import InputError
 from isoflop.laws import efficiency_multiplier
-from isoflop.planner import Plan, PlanRow, plan
+from isoflop.planner import Plan, PlanRow, architecture, plan
 from isoflop.study.fits import LEVEL, StudyFits
 from isoflop.study.grid import Grid, PlannedRun
 from isoflop.study.spec import StudySpec, Verification
@@ -63,6 +64,23 @@ def predict(study: StudySpec, grid: Grid, fits: StudyFits, *, tokens_available: 
             if name not in chosen
         ],
     }
+
+
+def planned_runs(study: StudySpec, grid: Grid, document: Mapping[str, Any]) -> list[PlannedRun]:
+    """The runs that verification.json describes; they keep their last checkpoints, so that they can be sampled.
+
+    Those of architectures that the study no longer has are left out.
+    """
+    known = {architecture.name: architecture for architecture in study.expanded}
+    found = []
+    for run in document["runs"]:
+        if run["architecture"] in known:
+            own = known[run["architecture"]]
+            spec = architecture(grid.template(own), d_model=run["d_model"], n_layers=run["n_layers"])
+            planned = grid.run(own, run["flops"], spec, run["seed"], "verification")
+            kept = planned.config.keep_checkpoints if "keep_checkpoints" in study.training else 2
+            found.append(replace(planned, config=replace(planned.config, keep_checkpoints=kept)))
+    return found
 
 
 def compare(document: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
