@@ -17,7 +17,7 @@ from isoflop.spec import AttentionSpec, DecoderSpec, FeedForwardSpec, count
 SPACING = 2**0.5
 """Default ratio of the active parameters of neighbouring rungs."""
 
-MINIMUM_WIDTH = 32
+MINIMUM_WIDTH = 16
 """Smallest d_model of the ladder."""
 
 MAXIMUM_PARAMS = 1e14
