@@ -27,7 +27,8 @@ def learning_rate(params_active: float, *, moe: bool) -> float:
     """
     low, high = LEARNING_RATE_BOUNDS
     at_1m = LEARNING_RATE_AT_1M["moe" if moe else "dense"]
-    return min(high, max(low, at_1m * (params_active / 1e6) ** LEARNING_RATE_EXPONENT))
+    wanted: float = at_1m * (params_active / 1e6) ** LEARNING_RATE_EXPONENT
+    return min(high, max(low, wanted))
 
 
 def batch_tokens(flops: float, *, context: int, least_sequences: int = 1) -> int:
