@@ -1,5 +1,7 @@
 """Figures alone: what is drawn is what was given, on axes people can read."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tests.report.synthetic_study import rows
@@ -41,11 +43,13 @@ def test_granularity_has_the_fitted_minimum_and_the_dense_line(runs: RunTable) -
     axes = figure.axes[0]
     assert "dense" in texts(axes)
     horizontal = [line for line in axes.lines if list(line.get_xdata()) == [0, 1]]
+    assert minima["dense", 1e12].inside
     assert horizontal[0].get_ydata()[0] == minima["dense", 1e12].loss
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["1", "2", "4", "8", "16"]
     family = next(line for line in axes.lines if len(line.get_xdata()) == 5)
-    expected = [minima[f"moe-e8-g{g}", 1e12].loss for g in (1, 2, 4, 8, 16)]
-    assert list(family.get_ydata()) == expected
+    expected = [minima[f"moe-e8-g{g}", 1e12] for g in (1, 2, 4, 8, 16)]
+    assert all(minimum.inside for minimum in expected)
+    assert list(family.get_ydata()) == [minimum.loss for minimum in expected]
 
 
 def test_panels_stack_on_a_narrow_page(runs: RunTable) -> None:
@@ -59,7 +63,7 @@ def test_frontier_and_efficiency_name_their_lines(runs: RunTable) -> None:
     architectures = view.architectures(runs)
     at = np.geomspace(1e12, 6e13, 20)
     curves = [Curve(architecture=a.name, flops=at, loss=4 * at**-0.05 - 0.1 * i) for i, a in enumerate(architectures)]
-    (axes,) = figures.frontier(architectures, [], curves).axes
+    (axes,) = figures.frontier(runs, [], curves).axes
     assert set(texts(axes)) == {a.name for a in architectures}
     points = [
         Multiplier(architecture="moe-e8-g4", budget=b, value=v, interval=None) for b, v in ((1e12, 1.5), (3e13, 2))
@@ -70,15 +74,20 @@ def test_frontier_and_efficiency_name_their_lines(runs: RunTable) -> None:
 
 
 def test_long_names_move_above_a_narrow_figure(runs: RunTable) -> None:
-    architecture = view.Architecture(
-        name="moe-e8-g4-no-output-norm", granularity=4, expansion_rate=8, router="token_choice"
-    )
-    at = np.geomspace(1e12, 6e13, 20)
-    figure = figures.frontier(
-        [architecture], [], [Curve(architecture=architecture.name, flops=at, loss=at**-0.05)], width=NARROW
-    )
+    renamed = runs.where(architecture="moe-e8-g4").with_columns({"architecture": "moe-e8-g4-no-output-norm"})
+    figure = figures.frontier(renamed, width=NARROW)
     assert not texts(figure.axes[0])
-    assert figure.legends[0].get_texts()[0].get_text() == architecture.name
+    assert figure.legends[0].get_texts()[0].get_text() == "moe-e8-g4-no-output-norm"
+
+
+def test_a_minimum_outside_of_the_sizes_is_never_drawn_as_a_loss(runs: RunTable) -> None:
+    """An extrapolated vertex can lie anywhere; the best size that was run stands in for it."""
+    minima = isoflop_minima(runs)
+    wild = [replace(m, loss=-5.0) if m.status == "edge" else m for m in minima]
+    assert any(m.loss == -5.0 for m in wild)
+    for figure in (figures.frontier(runs, wild), figures.loss_against_granularity(runs, wild)):
+        drawn = [value for axes in figure.axes for line in axes.lines for value in line.get_ydata()]
+        assert min(drawn) > 1
 
 
 def test_parity_and_residuals_leave_out_rows_without_loss_or_law(runs: RunTable) -> None:
@@ -100,6 +109,19 @@ def test_verification_panels_share_one_scale() -> None:
     assert spans[0] == pytest.approx(spans[1])
     assert figure.axes[0].get_xlim()[1] > 2.2
     figure.draw_without_rendering()  # a dollar sign in a label starts no formula
+
+
+def test_training_curves_average_neighbouring_steps(runs: RunTable) -> None:
+    noisy = [(float(step), 3.0 + (-1) ** step * 0.5) for step in range(1, 2001)]
+    (axes,) = figures.training_curves(
+        view.architectures(runs), {"dense": noisy, "moe-e8-g4": [(10.0, 2.5), (1000.0, 2.0)]}
+    ).axes
+    dense, moe = axes.lines
+    late = dense.get_ydata()[dense.get_xdata() > 500]
+    assert len(dense.get_xdata()) < 75
+    np.testing.assert_allclose(late, 3.0, atol=0.06)
+    assert list(moe.get_ydata()) == [2.5, 2.0]
+    assert axes.get_xlim()[0] < 20 < 2000 < axes.get_xlim()[1]
 
 
 def test_expert_load_is_relative_to_an_even_share() -> None:

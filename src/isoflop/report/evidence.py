@@ -215,8 +215,7 @@ def _multipliers(
     for architecture in architectures:
         own = [minimum for minimum in minima if minimum.architecture == architecture.name]
         for minimum in [] if architecture.dense else own:
-            # at the budget of a minimum this frontier is that minimum, whatever the others are
-            source = MinimaFrontier(own) if minimum.inside and len(own) > 1 else laws.get(architecture.name)
+            source = _at(minimum) if minimum.inside else laws.get(architecture.name)
             if source is None:
                 unknown.append(f"{architecture.name} at {flops(minimum.budget)}")
                 continue
@@ -233,9 +232,15 @@ def _multipliers(
     if unknown:
         return found, (
             f"{', '.join(unknown)} FLOPs, where there is no converged law and no isoFLOP minimum inside the sizes that "
-            "were run, or one budget alone."
+            "were run."
         )
     return found, "" if found else "no isoFLOP minimum of an architecture with experts is known."
+
+
+def _at(minimum: Minimum) -> MinimaFrontier:
+    """A frontier that is good for the budget of one minimum alone; it needs a second point, which is not read."""
+    other = replace(minimum, flops=2 * minimum.flops, group={**minimum.group, "budget": 2 * minimum.budget})
+    return MinimaFrontier([minimum, other])
 
 
 def _checks(records: "StudyRecords") -> tuple[list[Verified], str]:

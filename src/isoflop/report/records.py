@@ -80,7 +80,7 @@ class StudyRecords:
             except ValueError:
                 continue  # a line that was being written when the run was killed
             tokens, loss = values.get("tokens"), values.get("loss")
-            if isinstance(tokens, (int, float)) and isinstance(loss, (int, float)):
+            if isinstance(tokens, (int, float)) and isinstance(loss, (int, float)) and tokens > 0:
                 points.append((float(tokens), float(loss)))
         return points
 

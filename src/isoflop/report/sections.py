@@ -74,8 +74,8 @@ def _by_budget(evidence: "Evidence") -> list[Section]:
         draw=lambda width: figures.isoflop_curves(runs, minima, width=width),
         caption="Every panel spends one budget. A point is a model size; a larger model sees fewer tokens. "
         + (
-            "Curves are parabolas in the logarithm of size, large marks their minima with 90% intervals: the lowest "
-            "minimum is the architecture to train, and a flat curve means that its size hardly matters."
+            "Curves are parabolas in the logarithm of size, large marks their minima with 90% intervals: the "
+            "lower a minimum, the better the architecture uses the budget; where a curve is flat, size hardly matters."
             if minima
             else "The lowest point of a colour is its best size."
         ),
@@ -85,7 +85,8 @@ def _by_budget(evidence: "Evidence") -> list[Section]:
         lacking = Section(key="granularity", title=granularity, missing="the study has no architecture with experts.")
         return [Section(key="isoflop", title=curves, plots=[isoflop], missing=missing), lacking]
     fitted = (
-        "Filled marks are fitted minima over size with 90% intervals; hollow marks, to the right, the best size"
+        "Filled marks are fitted minima over size, where they are inside the sizes that were run, with 90% intervals; "
+        "hollow marks, to the right, the best size"
         if minima
         else "Hollow marks are the best size"
     )
@@ -105,18 +106,21 @@ def _by_budget(evidence: "Evidence") -> list[Section]:
 
 def _frontier(evidence: "Evidence") -> Section:
     title = "The compute-optimal frontier"
-    if not evidence.minima and not evidence.curves:
-        return Section(key="frontier", title=title, missing=evidence.curves_missing or evidence.minima_missing)
+    if not view.finished(evidence.grid).any():
+        return Section(key="frontier", title=title, missing="no run of the grid has a loss.")
+    loose = [name for name, fit in evidence.fits if fit.status != "converged"]
     plot = Plot(
         key="frontier",
-        draw=lambda width: figures.frontier(evidence.architectures, evidence.minima, evidence.curves, width=width),
-        caption="Loss at the best size for each budget. Marks are the fitted isoFLOP minima with 90% intervals"
+        draw=lambda width: figures.frontier(evidence.grid, evidence.minima, evidence.curves, width=width),
+        caption="Loss at the best size for each budget. Filled marks are isoFLOP minima with 90% intervals, hollow "
+        "ones the best size where the minimum is not inside the sizes that were run."
         + (
-            ", lines the fitted law at its own best size. The horizontal distance between two lines is how many times "
-            "the FLOPs one architecture needs for the loss of another."
+            " Lines are the fitted laws at their best size; the horizontal distance between two is how many times the "
+            "FLOPs one architecture needs for the loss of another."
             if evidence.curves
-            else "."
-        ),
+            else ""
+        )
+        + (f" The law of {' and '.join(loose)} did not converge: its lines are not to be trusted." if loose else ""),
         description="Loss against training FLOPs at the best size, one line for each architecture.",
     )
     missing = f"the fitted laws' lines: {evidence.curves_missing}" if evidence.curves_missing else ""
@@ -283,8 +287,9 @@ def _training(records: "StudyRecords", evidence: "Evidence") -> Section:
     plot = Plot(
         key="training",
         draw=lambda width: figures.training_curves(evidence.architectures, curves, width=width),
-        caption="Training loss of the best run of each architecture at its largest budget. Sizes differ, so the lines "
-        "end at different numbers of tokens; a spike or a plateau would be a sign of trouble.",
+        caption="Training loss of the best run of each architecture at its largest budget, averaged over "
+        "neighbouring steps. Sizes differ, so the lines end at different numbers of tokens; a spike or a plateau would be "
+        "a sign of trouble.",
         description="Training loss against tokens seen, one line for each architecture.",
     )
     return Section(key="training", title=title, plots=[plot])

@@ -65,9 +65,9 @@ def isoflop_curves(runs: "RunTable", minima: Sequence[Minimum] = (), *, width: f
 def loss_against_granularity(runs: "RunTable", minima: Sequence[Minimum] = (), *, width: float = WIDE) -> "Figure":
     """Loss against granularity, one panel a budget: at the fitted minimum over size, and at the best measured size.
 
-    Filled marks are the fitted minimum with its interval, hollow ones (a little to the right) the best size with the
-    range over seeds; the dense model is the horizontal line, its interval a band. One line per family of architectures
-    that differ in granularity alone.
+    Filled marks are the fitted minimum with its interval, where it is inside the sizes that were run; hollow ones (a
+    little to the right) the best size, with the range over seeds. The dense model is the horizontal line, its interval
+    a band. One line per family of architectures that differ in granularity alone.
     """
     points = view.measured(runs)
     architectures = view.architectures(runs)
@@ -79,7 +79,7 @@ def loss_against_granularity(runs: "RunTable", minima: Sequence[Minimum] = (), *
             families.setdefault(architecture.family, []).append(architecture)
     values = sorted({architecture.granularity for family in families.values() for architecture in family}) or [1.0]
     figure, panels = grid(len(budgets), width=width, panel_height=2.9)
-    fitted = {(minimum.architecture, minimum.budget): minimum for minimum in minima}
+    fitted = {(minimum.architecture, minimum.budget): minimum for minimum in minima if minimum.inside}
     for budget, axes in zip(budgets, panels, strict=True):
         log_axis(axes, "x", [values[0] / 1.25, values[-1] * 1.35])
         axes.set_xticks(values, [f"{value:g}" for value in values])
@@ -108,7 +108,7 @@ def loss_against_granularity(runs: "RunTable", minima: Sequence[Minimum] = (), *
         axes.set_xlabel("granularity G")
         axes.set_ylabel("loss (nats/token)" if outer(axes) else "")
         axes.margins(y=0.12)
-    legend(figure, _granularity_key(list(families), bool(minima)))
+    legend(figure, _granularity_key(list(families), bool(fitted)))
     return figure
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from isoflop.laws import Minimum
+from isoflop.report import view
 from isoflop.report.marks import Curve, Multiplier
 from isoflop.report.style import (
     LIGHT,
@@ -23,62 +24,59 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from isoflop.report.view import Architecture
+    from isoflop.laws import RunTable
 
 
 def frontier(
-    architectures: Sequence["Architecture"],
-    minima: Sequence[Minimum] = (),
-    curves: Sequence[Curve] = (),
-    *,
-    width: float = WIDE,
+    runs: "RunTable", minima: Sequence[Minimum] = (), curves: Sequence[Curve] = (), *, width: float = WIDE
 ) -> "Figure":
     """Compute-optimal loss against training FLOPs, an architecture a colour.
 
-    Marks are the fitted isoFLOP minima with their intervals, lines the fitted law at its best size for each budget.
+    Filled marks are the isoFLOP minima inside the sizes that were run, with their intervals; hollow ones the best size
+    where there is no such minimum. Lines are the fitted laws, each at its best size for every budget.
     """
+    architectures, points = view.architectures(runs), view.measured(runs)
     looks = look_of(architectures)
+    inside = {(minimum.architecture, minimum.budget): minimum for minimum in minima if minimum.inside}
     figure, (axes,) = grid(1, width=width, panel_height=4.4)
-    x = [minimum.budget for minimum in minima] + [float(value) for curve in curves for value in curve.flops]
-    if not x:
-        raise ValueError("frontier needs minima or curves")
+    x = [point.budget for point in points] + [float(value) for curve in curves for value in curve.flops]
     log_axis(axes, "x", x, kind="flops", most=7 if width > 5 else 4, margin=0.04)
-    for curve in curves:
-        look = looks[curve.architecture]
-        axes.plot(curve.flops, curve.loss, zorder=2, **look.line)
+    ends: dict[str, tuple[float, float]] = {}
     for index, architecture in enumerate(architectures):
         look = looks[architecture.name]
-        own = [minimum for minimum in minima if minimum.architecture == architecture.name]
         dodge = 1.01 ** (index - (len(architectures) - 1) / 2)
-        for minimum in own:
+        for budget in sorted({point.budget for point in points if point.architecture == architecture.name}):
+            minimum = inside.get((architecture.name, budget))
+            best = view.best_measured(points, architecture.name, budget)
+            if minimum is not None:
+                loss, bars, face = minimum.loss, reach(minimum.loss, minimum.loss_interval), look.color
+            elif best is not None:
+                loss, bars, face = best.loss, None, LIGHT["surface"]
             axes.errorbar(
-                [minimum.budget * dodge],
-                [minimum.loss],
-                yerr=reach(minimum.loss, minimum.loss_interval),
+                [budget * dodge],
+                [loss],
+                yerr=bars,
                 linestyle="none",
                 ecolor=look.color,
                 elinewidth=1.2,
                 markersize=5,
                 zorder=3,
-                **look.marks,
+                **(look.marks | {"markerfacecolor": face}),
             )
-    ends = {minimum.architecture: (minimum.budget, minimum.loss) for minimum in sorted(minima, key=lambda m: m.budget)}
-    ends |= {curve.architecture: (float(curve.flops[-1]), float(curve.loss[-1])) for curve in curves}
-    name_lines(
-        axes,
-        [
-            (name, *ends[name], looks[name].line | looks[name].marks | {"markersize": 5})
-            for name in looks
-            if name in ends
-        ],
-    )
+            ends[architecture.name] = (budget, loss)
+    for curve in curves:
+        axes.plot(curve.flops, curve.loss, zorder=2, **looks[curve.architecture].line)
+        ends[curve.architecture] = (float(curve.flops[-1]), float(curve.loss[-1]))
+    named = [name for name in looks if name in ends]
+    style = {"markersize": 5}
+    name_lines(axes, [(name, *ends[name], looks[name].line | looks[name].marks | style) for name in named])
     axes.set_xlabel("training FLOPs")
     axes.set_ylabel("loss (nats/token)")
     return figure
 
 
 def efficiency(
-    architectures: Sequence["Architecture"], multipliers: Sequence[Multiplier], *, width: float = WIDE
+    architectures: Sequence[view.Architecture], multipliers: Sequence[Multiplier], *, width: float = WIDE
 ) -> "Figure":
     """Efficiency multiplier against budget: the FLOPs that a dense model needs for the same loss / the FLOPs spent.
 
@@ -123,7 +121,7 @@ def efficiency(
 
 
 def _multiplier(axes: "Axes", x: float, multiplier: Multiplier, look: Look) -> None:
-    marks = look.marks | ({"markerfacecolor": LIGHT["surface"]} if multiplier.extrapolated else {})
+    marks = look.marks | {"markerfacecolor": LIGHT["surface"] if multiplier.extrapolated else look.color}
     axes.errorbar(
         [x],
         [multiplier.value],

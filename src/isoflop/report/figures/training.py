@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
     from isoflop.report.view import Architecture
 
+_SPAN = 100.0  # ratio of the last tokens that are shown to the first
+_BINS = 70  # averages along that span
+
 
 def training_curves(
     architectures: Sequence["Architecture"],
@@ -21,6 +24,9 @@ def training_curves(
 ) -> "Figure":
     """Training loss against tokens seen, a line a run, in the colour of its architecture.
 
+    Losses of neighbouring steps are averaged, in steps of equal ratio of tokens; the first percent of the tokens is
+    not shown.
+
     Args:
         architectures: in their fixed order.
         curves: points (tokens, training loss in nats/token) of one run for each architecture's name.
@@ -28,22 +34,31 @@ def training_curves(
     """
     looks = look_of(architectures)
     figure, (axes,) = grid(1, width=width, panel_height=4.0)
-    tokens = [token for points in curves.values() for token, _ in points if token > 0]
-    log_axis(axes, "x", tokens, most=6 if width > 5 else 4, margin=0.03)
-    ends, late = [], []
-    for name, points in curves.items():
-        seen = np.array([token for token, _ in points])
-        loss = np.array([value for _, value in points])
-        axes.plot(seen, loss, zorder=2, **(looks[name].line | {"linewidth": 1.3}))
-        ends.append((name, float(seen[-1]), float(loss[-1]), looks[name].line))
-        late.append(loss[seen >= seen[-1] / 30])
-    shown = np.concatenate(late)
-    room = 0.05 * (float(np.ptp(shown)) or 0.1)
-    axes.set_ylim(float(shown.min()) - room, float(shown.max()) + room)
+    smooth = {name: _averaged(points) for name, points in curves.items()}
+    last = max(float(tokens[-1]) for tokens, _ in smooth.values())
+    shown = {name: tokens >= last / _SPAN for name, (tokens, _) in smooth.items()}
+    log_axis(axes, "x", [last / _SPAN, last], most=6 if width > 5 else 4, margin=0.03)
+    ends, losses = [], []
+    for name, (tokens, loss) in smooth.items():
+        axes.plot(tokens, loss, zorder=2, **(looks[name].line | {"linewidth": 1.3}))
+        ends.append((name, float(tokens[-1]), float(loss[-1]), looks[name].line))
+        losses += [float(value) for value in loss[shown[name]]] or [float(loss[-1])]
+    room = 0.05 * (max(losses) - min(losses) or 0.1)
+    axes.set_ylim(min(losses) - room, max(losses) + room)
     name_lines(axes, ends)
     axes.set_xlabel("tokens seen")
     axes.set_ylabel("training loss (nats/token)")
     return figure
+
+
+def _averaged(points: Sequence[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and loss, each the mean over the points in one of a number of bins of equal ratio."""
+    known = np.array([point for point in points if point[0] > 0])
+    tokens, loss = known[:, 0], known[:, 1]
+    edges = tokens[-1] / _SPAN ** np.linspace(1, 0, _BINS)
+    bins = np.searchsorted(edges * (1 + 1e-9), tokens)
+    each = [np.flatnonzero(bins == index) for index in np.unique(bins)]
+    return np.array([tokens[rows].mean() for rows in each]), np.array([loss[rows].mean() for rows in each])
 
 
 def expert_load(loads: Mapping[str, Sequence[Sequence[float]]], *, width: float = WIDE) -> "Figure":
