@@ -199,23 +199,25 @@ def _multipliers(
     """Multipliers of every MoE at every budget where its minimum is known, and why there are none or some are lacking.
 
     The MoE's loss is that of its isoFLOP minimum, or of its law where the minimum is not inside the sizes that were
-    run. The dense budget for it comes from the dense law if that converged, else from the dense minima.
+    run or has no interval. The dense budget for it comes from the dense law, else from the dense minima. A law that the
+    runs do not pin down has wide intervals, but it is no worse than a line through two minima.
     """
     dense = next((architecture.name for architecture in architectures if architecture.dense), None)
     if dense is None:
         return [], "the study has no dense architecture to compare with."
     if len(architectures) == 1:
         return [], "the study has no architecture with experts."
-    laws = {name: law for name, law in frontiers.items() if law.fit is not None and law.fit.status == "converged"}
+    laws = {name: law for name, law in frontiers.items() if law.fit is not None and law.fit.status != "failed"}
     inside = [minimum for minimum in minima if minimum.architecture == dense and minimum.inside]
     if dense not in laws and len(inside) < 2:
-        return [], f"{dense} has no converged law and fewer than two isoFLOP minima inside the sizes that were run."
+        return [], f"{dense} has no law and fewer than two isoFLOP minima inside the sizes that were run."
     reference = laws.get(dense) or MinimaFrontier(inside)
     found, unknown = [], []
     for architecture in architectures:
         own = [minimum for minimum in minima if minimum.architecture == architecture.name]
         for minimum in [] if architecture.dense else own:
-            source = _at(minimum) if minimum.inside else laws.get(architecture.name)
+            law = laws.get(architecture.name)
+            source = _at(minimum) if minimum.inside and (law is None or len(minimum.loss_draws)) else law
             if source is None:
                 unknown.append(f"{architecture.name} at {flops(minimum.budget)}")
                 continue
@@ -231,8 +233,7 @@ def _multipliers(
             )
     if unknown:
         return found, (
-            f"{', '.join(unknown)} FLOPs, where there is no converged law and no isoFLOP minimum inside the sizes that "
-            "were run."
+            f"{', '.join(unknown)} FLOPs, where there is no law and no isoFLOP minimum inside the sizes that were run."
         )
     return found, "" if found else "no isoFLOP minimum of an architecture with experts is known."
 

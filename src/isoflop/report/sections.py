@@ -120,7 +120,7 @@ def _frontier(evidence: "Evidence") -> Section:
             if evidence.curves
             else ""
         )
-        + (f" The law of {' and '.join(loose)} did not converge: its lines are not to be trusted." if loose else ""),
+        + (f" Not pinned down by the runs: the law of {' and of '.join(loose)}." if loose else ""),
         description="Loss against training FLOPs at the best size, one line for each architecture.",
     )
     missing = f"the fitted laws' lines: {evidence.curves_missing}" if evidence.curves_missing else ""
@@ -236,9 +236,9 @@ def _efficiency(evidence: "Evidence") -> Section:
         key="efficiency",
         draw=lambda width: figures.efficiency(evidence.architectures, multipliers, width=width),
         caption="FLOPs that a dense model needs for the same loss, divided by the FLOPs spent; above the line the "
-        "experts pay. The loss is that of the isoFLOP minimum (of the law, where the minimum is not inside the sizes "
-        "that were run), the dense FLOPs for it are those of the dense law (of the dense minima, where that did not "
-        "converge). Bars are 90% intervals"
+        "experts pay. The loss is that of the isoFLOP minimum where it is inside the sizes that were run and has an "
+        "interval, else of the law; the dense FLOPs for it are those of the dense law, if there is one. Bars are 90% "
+        "intervals"
         + (", hollow marks need dense losses beyond the dense runs' budgets (extrapolated)." if hollow else "."),
         description=f"Efficiency multiplier against budget, between {factor(low)} and {factor(high)}.",
     )
@@ -288,8 +288,8 @@ def _training(records: "StudyRecords", evidence: "Evidence") -> Section:
         key="training",
         draw=lambda width: figures.training_curves(evidence.architectures, curves, width=width),
         caption="Training loss of the best run of each architecture at its largest budget, averaged over "
-        "neighbouring steps. Sizes differ, so the lines end at different numbers of tokens; a spike or a plateau would be "
-        "a sign of trouble.",
+        "neighbouring steps. Sizes differ, so the lines end at different numbers of tokens; a spike or a plateau would "
+        "be a sign of trouble.",
         description="Training loss against tokens seen, one line for each architecture.",
     )
     return Section(key="training", title=title, plots=[plot])
