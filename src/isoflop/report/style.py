@@ -340,6 +340,6 @@ def _log_ticks(low: float, high: float, most: int) -> list[float]:
         ticks = [step * 10.0**decade for decade in decades for step in steps]
         best = [tick for tick in ticks if low <= tick <= high]
         if len(best) <= most:
-            return best
+            return best or [float(f"{math.sqrt(low * high):.2g}")]
     stride = math.ceil(len(best) / most)
     return best[::stride]
