@@ -71,3 +71,13 @@ def test_one_window_has_no_standard_error_and_none_is_an_error(dense, windows):
     assert math.isnan(evaluate(Decoder(dense), windows[:1], batch_size=8)[1])
     with pytest.raises(InputError, match="there are none"):
         evaluate(Decoder(dense), windows[:0], batch_size=8)
+
+
+def test_the_public_name_is_the_function_whatever_was_imported_before():
+    """A lazy name that is also a submodule's would turn into the module once something imports that."""
+    import pkgutil
+
+    import isoflop.train
+
+    submodules = {module.name for module in pkgutil.iter_modules(isoflop.train.__path__)}
+    assert not submodules & set(isoflop.train._LAZY)

@@ -10,7 +10,7 @@ from isoflop.train.resolve import Resolved, resolve
 from isoflop.train.rules import batch_tokens, learning_rate
 
 if TYPE_CHECKING:
-    from isoflop.train.evaluate import Evaluation, evaluate, measure
+    from isoflop.train.evaluation import Evaluation, evaluate, measure
     from isoflop.train.load import LoadedModel, load_model
     from isoflop.train.loop import train
 
@@ -30,11 +30,11 @@ __all__ = [
 ]
 
 _LAZY = {
-    "Evaluation": "evaluate",
+    "Evaluation": "evaluation",
     "LoadedModel": "load",
-    "evaluate": "evaluate",
+    "evaluate": "evaluation",
     "load_model": "load",
-    "measure": "evaluate",
+    "measure": "evaluation",
     "train": "loop",
 }
 

@@ -7,7 +7,7 @@ from typing import Any
 import isoflop
 from isoflop.spec import DecoderSpec
 from isoflop.train.config import TrainConfig
-from isoflop.train.evaluate import Evaluation
+from isoflop.train.evaluation import Evaluation
 from isoflop.train.resolve import Resolved
 
 

@@ -22,7 +22,7 @@ from isoflop.train.checkpoint import model_tensors, newest_checkpoint, prune, sa
 from isoflop.train.config import TrainConfig
 from isoflop.train.directory import RunDirectory
 from isoflop.train.distributed import Ranks
-from isoflop.train.evaluate import Evaluation, measure
+from isoflop.train.evaluation import Evaluation, measure
 from isoflop.train.optimizer import build_optimizer, load_optimizer_tensors, optimizer_tensors
 from isoflop.train.progress import ProgressBar
 from isoflop.train.record import run_record
