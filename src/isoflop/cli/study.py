@@ -163,8 +163,9 @@ def _print_result(outcome: "Outcome") -> None:
         rows.append(
             [name, f"{budget:.3g}", shape, si(best[0]["params_active"]), si(best[0]["tokens"]), f"{loss:.4f}{seeds}"]
         )
+    typer.echo(f"{outcome.path}: best size of each architecture and budget, loss in nats/token")
     print_table(
-        f"{outcome.path}: best size of each architecture and budget",
+        "",
         ["architecture", "FLOPs", "d×L", "active", "tokens", "loss"],
         rows,
     )

@@ -125,7 +125,7 @@ class Session:
                     break
                 if not self.store.is_claimed(run.run_id):
                     self._start(run)
-            if not pending:
+            if not pending and not self._begun:
                 return True
             self._show(runs, pending)
             ended = self.pool.wait(POLL_SECONDS)
