@@ -54,6 +54,8 @@ def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path: Path) -> None:
             {"experts": {"granularity": 3, "expansion_rate": 8}},
             ["granularity", "3", "d_ff=128", "2 or 4", "126 or 129"],
         ),
+        ({"experts": {"granularity": 1, "expansion_rate": float("inf")}}, ["expansion_rate", "inf", "finite"]),
+        ({"norm_eps": float("inf")}, ["norm_eps", "inf", "finite"]),
         ({"experts": {"granularity": 1, "expansion_rate": 2.5}}, ["expansion_rate", "2.5", "whole"]),
         (
             {"experts": {"granularity": 1, "expansion_rate": 2, "activation_multiplier": 3}},
@@ -64,6 +66,10 @@ def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path: Path) -> None:
         (
             {"experts": {"granularity": 1, "expansion_rate": 8, "router": {"z_loss_weight": -1}}},
             ["z_loss_weight", "-1"],
+        ),
+        (
+            {"experts": {"granularity": 1, "expansion_rate": 8, "router": {"bias_rate": float("inf")}}},
+            ["bias_rate", "inf", "finite"],
         ),
     ],
 )

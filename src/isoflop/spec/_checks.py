@@ -1,5 +1,6 @@
 """Shared field checks; each failure is one sentence with field, value and what is allowed."""
 
+import math
 from typing import Any, Final
 
 from isoflop.errors import InputError
@@ -9,19 +10,19 @@ STRICT_FIELDS: Final[dict[str, Any]] = {"extra": "forbid"}
 
 
 def require_positive(spec: object, *fields: str) -> None:
-    """Raise InputError unless every named field of `spec` is > 0."""
+    """Raise InputError unless every named field of `spec` is finite and > 0."""
     for field in fields:
         value = getattr(spec, field)
-        if not value > 0:
-            raise InputError(f"{_label(spec)}.{field} is {value}; it must be greater than 0.")
+        if not 0 < value < math.inf:
+            raise InputError(f"{_label(spec)}.{field} is {value}; it must be finite and greater than 0.")
 
 
 def require_non_negative(spec: object, *fields: str) -> None:
-    """Raise InputError unless every named field of `spec` is >= 0."""
+    """Raise InputError unless every named field of `spec` is finite and >= 0."""
     for field in fields:
         value = getattr(spec, field)
-        if not value >= 0:
-            raise InputError(f"{_label(spec)}.{field} is {value}; it must not be negative.")
+        if not 0 <= value < math.inf:
+            raise InputError(f"{_label(spec)}.{field} is {value}; it must be finite and not negative.")
 
 
 def require_choice(spec: object, field: str, allowed: tuple[str, ...]) -> None:
