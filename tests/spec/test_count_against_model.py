@@ -67,6 +67,7 @@ def test_dense_flops_equal_the_profilers(activation: str, tied: bool) -> None:
 def test_moe_flops_differ_from_the_profilers_by_the_dispatch(experts: ExpertsSpec) -> None:
     """A profiler counts matrix products; the weighted sum of the experts' outputs (`dispatch`) is none."""
     spec = replace(DENSE, experts=experts)
-    counted = count(spec, convention="exact-full").flops_per_token
-    difference = counted["total"] - profiled(spec, backward=False)
-    assert 0 <= difference <= counted["dispatch"]
+    counted = count(spec, convention="exact-full")
+    dispatch = counted.flops_per_token["dispatch"]
+    assert counted.flops_per_token["total"] - profiled(spec, backward=False) == dispatch > 0
+    assert counted.training_flops_per_token - profiled(spec, backward=True) == 3 * dispatch
