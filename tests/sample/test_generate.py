@@ -93,6 +93,12 @@ def test_tiny_top_p_is_greedy(model):
     assert generate(model, PROMPTS, max_new_tokens=8, top_p=1e-9) == greedy
 
 
+@pytest.mark.parametrize("temperature", [1e-42, 5e-324])
+def test_tiny_temperature_is_greedy(model, temperature):
+    greedy = generate(model, PROMPTS, max_new_tokens=8, temperature=0)
+    assert generate(model, PROMPTS, max_new_tokens=8, temperature=temperature) == greedy
+
+
 def test_stop_ends_a_sequence_and_is_included():
     model = make()
     free = generate(model, PROMPTS, max_new_tokens=12, temperature=0)
@@ -118,6 +124,8 @@ def test_nothing_to_do_gives_nothing():
         ({"top_p": 1.5}, r"top_p is 1.5"),
         ({"temperature": -1.0}, r"temperature is -1.0"),
         ({"temperature": float("nan")}, r"temperature is nan"),
+        ({"seed": -1}, r"seed is -1"),
+        ({"seed": 2**70}, r"seed is \d+; it must be between 0"),
         ({"max_new_tokens": -1}, r"max_new_tokens is -1"),
         ({"stop": 29}, r"stop is 29"),
     ],

@@ -34,10 +34,11 @@ def generate(
     token `stop`, which is included.
 
     Raises InputError for an empty prompt, ids outside the vocabulary, more tokens than the model's context, a bad
-    temperature or top_p, and for an expert-choice model that still chooses in groups (calibrate thresholds first).
+    temperature, top_p or seed, and for an expert-choice model that still chooses in groups (calibrate thresholds
+    first).
     """
     rows = [[int(token) for token in prompt] for prompt in prompts]
-    _check(model, rows, max_new_tokens, temperature, top_p, stop)
+    _check(model, rows, max_new_tokens, temperature, top_p, seed, stop)
     if not rows or max_new_tokens == 0:
         return [[] for _ in rows]
     device, dtype = model.embedding_VD.device, model.embedding_VD.dtype
@@ -73,14 +74,16 @@ def _choose(logits_BV: Tensor, temperature: float, top_p: float, generators: lis
     if temperature == 0:
         greedy: list[int] = logits_BV.argmax(-1).tolist()
         return greedy
-    probabilities_BV = (logits_BV / temperature).softmax(-1)
+    # In float64 and from the largest logit down, so that no temperature above 0 overflows or divides by 0.
+    below_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)).double()
+    probabilities_BV = (below_BV / temperature).softmax(-1)
     sorted_BV, tokens_BV = probabilities_BV.sort(-1, descending=True)
     if top_p < 1:
         # Keep a token while the ones before it do not reach top_p yet; the first always stays.
         sorted_BV = sorted_BV.masked_fill(sorted_BV.cumsum(-1) - sorted_BV >= top_p, 0.0)
     totals_BV = sorted_BV.cumsum(-1)
     draws_B1 = torch.stack([torch.rand(1, generator=generator) for generator in generators])
-    draws_B1 = draws_B1.to(logits_BV.device) * totals_BV[:, -1:]
+    draws_B1 = draws_B1.to(totals_BV) * totals_BV[:, -1:]
     places_B1 = torch.searchsorted(totals_BV, draws_B1, right=True)
     # A draw on the upper edge belongs to the last token with any probability.
     last_B1 = (sorted_BV > 0).sum(-1, keepdim=True) - 1
@@ -94,6 +97,7 @@ def _check(
     max_new_tokens: int,
     temperature: float,
     top_p: float,
+    seed: int,
     stop: int | None,
 ) -> None:
     spec = model.spec
@@ -103,6 +107,8 @@ def _check(
         raise InputError(f"temperature is {temperature}; it must be 0 (greedy) or a positive number.")
     if not 0 < top_p <= 1:
         raise InputError(f"top_p is {top_p}; it must be above 0 and at most 1.")
+    if not 0 <= seed < 2**64:
+        raise InputError(f"seed is {seed}; it must be between 0 and 2**64 - 1.")
     if stop is not None and not 0 <= stop < spec.vocab_size:
         raise InputError(f"stop is {stop}; token ids run from 0 to {spec.vocab_size - 1}.")
     for index, row in enumerate(rows):
