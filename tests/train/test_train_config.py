@@ -95,6 +95,13 @@ def test_expert_choice_gets_a_group_that_feeds_every_expert(expert_choice):
     assert plan.micro_batch >= expert_choice.experts.n_experts / expert_choice.experts.top_k
 
 
+@pytest.mark.parametrize("sizes", [{"micro_batch": 2, "batch_tokens": 128}, {"batch_tokens": 48}])
+def test_a_group_too_small_for_expert_choice_is_refused(expert_choice, dense, sizes):
+    with pytest.raises(InputError, match=r"micro_batch is [23] sequences; .* 8 experts, 2 a token, needs .* least 4"):
+        resolve(expert_choice, TrainConfig(tokens=1e5, **sizes))
+    assert resolve(dense, TrainConfig(tokens=1e5, **sizes)).micro_batch in (2, 3)
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "wsd"])
 def test_schedule_rises_then_falls_to_its_final_share(schedule):
     config = TrainConfig(tokens=1, schedule=schedule, warmup_fraction=0.1, final_lr_fraction=0.1)

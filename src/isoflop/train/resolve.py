@@ -46,8 +46,8 @@ def resolve(spec: DecoderSpec, config: TrainConfig) -> Resolved:
     """Fill in batch, micro-batch and learning rate by rule, and turn the budget into whole steps.
 
     Raises:
-        InputError: if batch_tokens is not a multiple of the context, micro_batch does not divide the batch, or the
-            budget is smaller than one step.
+        InputError: if batch_tokens is not a multiple of the context, micro_batch does not divide the batch or is too
+            small a group for expert choice, or the budget is smaller than one step.
     """
     counted = count(spec)
     per_token = counted.training_flops_per_token
@@ -88,6 +88,11 @@ def resolve(spec: DecoderSpec, config: TrainConfig) -> Resolved:
         raise InputError(
             f"micro_batch is {micro}; it must divide the batch of {sequences} sequences, e.g. "
             f"{' or '.join(map(str, sorted(nearest[:2])))}."
+        )
+    if spec.experts is not None and micro < least:
+        raise InputError(
+            f"micro_batch is {micro} sequences; expert choice with {spec.experts.n_experts} experts, "
+            f"{spec.experts.top_k} a token, needs groups of at least {least}, or experts compute more than is counted."
         )
     return Resolved(
         count=counted,
