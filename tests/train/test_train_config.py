@@ -1,10 +1,12 @@
 import math
 
 import pytest
+import torch
 
 from isoflop.errors import InputError
 from isoflop.spec import count
 from isoflop.train import TrainConfig, allocator_environment, batch_tokens, learning_rate, resolve
+from isoflop.train.distributed import choose_device
 from isoflop.train.rules import BATCH_BOUNDS, LEARNING_RATE_BOUNDS, micro_batch
 from isoflop.train.schedule import learning_rate_share
 
@@ -111,6 +113,13 @@ def test_schedule_rises_then_falls_to_its_final_share(schedule):
     assert shares[20:] == sorted(shares[20:], reverse=True)
     assert shares[-1] == pytest.approx(0.1)
     assert (shares[150] == 1) == (schedule == "wsd")
+
+
+def test_cuda_is_the_card_of_the_rank(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr("torch.empty", lambda *shape, device: None)
+    assert choose_device("cuda") == torch.device("cuda:3")
+    assert choose_device("cuda:1") == torch.device("cuda:1")
 
 
 def test_allocator_environment_respects_what_is_set(monkeypatch):

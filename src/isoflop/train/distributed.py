@@ -41,18 +41,22 @@ def join(device: torch.device) -> Ranks:
     if not distributed.is_initialized():
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return Ranks()
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # NCCL and pinned memory use the current device, for every rank cuda:0
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return Ranks(distributed.get_rank(), distributed.get_world_size())
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The named device, or cuda (this process's, under torchrun) where there is one, else cpu.
+    """The named device, or cuda where there is one, else cpu; under torchrun cuda is this process's own.
 
     Raises:
         InputError: if there is no such device.
     """
     if name is None:
-        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
