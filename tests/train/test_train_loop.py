@@ -308,6 +308,16 @@ def test_bfloat16_recomputation_and_thresholds(tmp_path, expert_choice, data_dir
     assert not loaded.model.training
 
 
+def test_thresholds_are_calibrated_in_micro_batches_of_the_run(tmp_path, expert_choice, data_dir, monkeypatch):
+    """However large the batch, since a whole one may not fit in a forward pass."""
+    seen = []
+    monkeypatch.setattr("isoflop.train.run.CALIBRATION_TOKENS", 600)
+    monkeypatch.setattr("isoflop.train.run.calibrate_thresholds", lambda model, batches: seen.extend(batches))
+    monkeypatch.setattr(Run, "_sampled_loss", lambda self: None)
+    train(expert_choice, replace(QUICK, tokens=4096, batch_tokens=2048, micro_batch=8), data=data_dir, out=tmp_path)
+    assert [tuple(tokens_BT.shape) for tokens_BT in seen] == [(8, 16)] * 5
+
+
 def test_recomputation_changes_nothing(tmp_path, moe, data_dir):
     train(moe, QUICK, data=data_dir, out=tmp_path / "plain")
     train(moe, replace(QUICK, activation_checkpointing=True), data=data_dir, out=tmp_path / "frugal")

@@ -236,10 +236,12 @@ class Run:
         """Set the thresholds by which an expert-choice model samples; the finished run's checkpoint holds them."""
         if not self._chooses_tokens:
             return
-        calls = math.ceil(CALIBRATION_TOKENS / self.plan.batch_tokens)
-        batches = [self._to_device(self.batches.batch(self.plan.steps + call)) for call in range(calls)]
+        plan, micro_batches = self.plan, []
+        for step in range(plan.steps, plan.steps + math.ceil(CALIBRATION_TOKENS / plan.batch_tokens)):
+            micro_batches += self._to_device(self.batches.batch(step)).split(plan.micro_batch)
+        needed = math.ceil(CALIBRATION_TOKENS / (plan.micro_batch * self.spec.context))
         self.model.eval()
-        calibrate_thresholds(self.model, [batch_BT[:, :-1] for batch_BT in batches])
+        calibrate_thresholds(self.model, [micro_BT[:, :-1] for micro_BT in micro_batches[:needed]])
         self.model.train()
 
     def _sampled_loss(self) -> float | None:
