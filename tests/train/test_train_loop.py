@@ -318,6 +318,16 @@ def test_thresholds_are_calibrated_in_micro_batches_of_the_run(tmp_path, expert_
     assert [tuple(tokens_BT.shape) for tokens_BT in seen] == [(8, 16)] * 5
 
 
+def test_every_loss_of_a_noncausal_model_says_so(tmp_path, dense, data_dir):
+    router = RouterSpec(kind="expert_choice_noncausal")
+    spec = replace(dense, experts=ExpertsSpec(granularity=2, expansion_rate=4, router=router))
+    record = train(spec, QUICK, data=data_dir, out=tmp_path / "run")
+    assert record["causal"] is False
+    assert {line.get("causal") for line in read_metrics(tmp_path / "run")} == {False}
+    train(dense, QUICK, data=data_dir, out=tmp_path / "dense")
+    assert all("causal" not in line for line in read_metrics(tmp_path / "dense"))
+
+
 def test_recomputation_changes_nothing(tmp_path, moe, data_dir):
     train(moe, QUICK, data=data_dir, out=tmp_path / "plain")
     train(moe, replace(QUICK, activation_checkpointing=True), data=data_dir, out=tmp_path / "frugal")

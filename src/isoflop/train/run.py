@@ -227,7 +227,8 @@ class Run:
 
     def _place(self) -> dict[str, Any]:
         plan = self.plan
-        return {"step": self.step, "tokens": self.step * plan.batch_tokens, "flops": self.step * plan.flops_per_step}
+        place = {"step": self.step, "tokens": self.step * plan.batch_tokens, "flops": self.step * plan.flops_per_step}
+        return place if self.spec.is_causal else {**place, "causal": False}
 
     def _evaluate(self) -> Evaluation:
         return measure(self.model, self.windows_WT, batch_size=self.plan.micro_batch, dtype=self.dtype)
