@@ -85,24 +85,23 @@ class Run:
         )
         with bar, self._metrics_file() as metrics:
             since = time.perf_counter()
-            line_step, line_at = self.step, since
+            line_step, line_seconds = self.step, self.wall_seconds
             while self.step < plan.steps:
                 grad_norm, experts = self._train_step()
                 last = self.step == plan.steps
                 log = self.step == 1 or self.step % config.log_every == 0 or last
                 evaluate = config.evaluate_every is not None and self.step % config.evaluate_every == 0 and not last
-                by_time = config.checkpoint_seconds is not None
-                save = (by_time and time.monotonic() - saved_at > (config.checkpoint_seconds or 0)) or (
-                    config.checkpoint_steps is not None and self.step % config.checkpoint_steps == 0
-                )
+                save = self.ranks.rank == 0 and (last or self._checkpoint_is_due(saved_at))
                 if log or self.device.type == "cpu" or evaluate:  # reading the flag waits for the device
                     self._check_divergence(log)
+                save = save and int(self.first_bad) < 0
                 now = time.perf_counter()
                 self.wall_seconds, since = self.wall_seconds + now - since, now
                 if log:
-                    speed = (self.step - line_step) * plan.batch_tokens / max(now - line_at, 1e-9)
+                    seconds = max(self.wall_seconds - line_seconds, 1e-9)
+                    speed = (self.step - line_step) * plan.batch_tokens / seconds
                     self._write(metrics, self._training_line(grad_norm, experts, speed))
-                    line_step, line_at = self.step, now
+                    line_step, line_seconds = self.step, self.wall_seconds
                 bar.update(self.step, self.train_loss)
                 if self.error is not None:
                     break
@@ -110,8 +109,8 @@ class Run:
                     self._write(metrics, self._evaluation_line(self._evaluate()))
                 if last:
                     self._calibrate()
-                if (save or last) and self.ranks.rank == 0 and int(self.first_bad) < 0:
-                    self._save(metrics.tell() if metrics else 0, finished=last)
+                if save:
+                    self._save(metrics.tell(), finished=last)
                     saved_at = time.monotonic()
                 if evaluate or save or last:
                     since = time.perf_counter()
@@ -144,6 +143,11 @@ class Run:
             if self.error is None:
                 prune(self.directory.checkpoints, config.keep_checkpoints)
         return record
+
+    def _checkpoint_is_due(self, saved_at: float) -> bool:
+        seconds, steps = self.config.checkpoint_seconds, self.config.checkpoint_steps
+        by_time = seconds is not None and time.monotonic() - saved_at > seconds
+        return by_time or (steps is not None and self.step % steps == 0)
 
     def _train_step(self) -> tuple[torch.Tensor, tuple[ExpertStatistics, ...]]:
         """One optimiser step; the norm of its gradient, and expert statistics averaged over its micro-batches."""
