@@ -4,6 +4,7 @@ To add a law, write a class like the two below and list it in FORMS. Nothing els
 points, bounds, intervals and JSON follow from what the class declares.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -33,7 +34,7 @@ class Parameter:
     """Exponents only: where a fit looks first."""
 
 
-class Form:
+class Form(ABC):
     """A law L(x) = Σ_j c_j · φ_j(x; θ) with coefficients c and exponents θ.
 
     A subclass declares its parameters and columns, `terms` (φ by the coefficient's name), and `derivatives` (∂φ_j/∂θ_k
@@ -61,13 +62,13 @@ class Form:
         """What `terms` reads: the natural logarithm of every column."""
         return {name: np.log(np.asarray(columns[name], dtype=float)) for name in self.columns}
 
+    @abstractmethod
     def terms(self, x: Columns, theta: Columns) -> dict[str, np.ndarray]:
         """φ_j by coefficient name; arrays broadcast from features [n] and exponents [B, 1]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def derivatives(self, x: Columns, theta: Columns, terms: Columns) -> dict[tuple[str, str], np.ndarray]:
         """∂φ_j/∂θ_k by (exponent, coefficient) name; pairs that are absent are zero."""
-        raise NotImplementedError
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
