@@ -1,6 +1,6 @@
 """Two single-thread runs side by side against one two-thread run: which trains more tokens per second?
 
-    python benchmarks/parallel.py            # about two minutes; nothing else should run
+    python benchmarks/parallel.py            # about a minute; nothing else should run
 
 Each setting trains the same model on random tokens (forward, backward, clipping, AdamW). Settings are interleaved; the
 median of the repeats is reported with its range.
@@ -75,7 +75,7 @@ def measure(started: list, steps: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=1)
     arguments = parser.parse_args()
     os.environ.update(allocator_environment())
     cores = os.cpu_count() or 1
