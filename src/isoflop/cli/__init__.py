@@ -1,6 +1,7 @@
 """The `isoflop` command: one module a verb, each of which parses, calls and prints.
 
-Exit codes: 0 done, 1 failed, 2 wrong input. Verbs import their rooms inside the function, so that `--help` stays instant.
+Exit codes: 0 done, 1 failed, 2 wrong input. Verbs import their rooms inside the function, so that `--help` stays
+instant.
 """
 
 import sys
