@@ -1,10 +1,10 @@
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from shutil import copytree
 
 import pytest
 from tests.study.tiny_study import BUDGETS, losses, results, start, write_study
@@ -98,7 +98,7 @@ def test_table_rows_that_are_missing_are_run(finished: Outcome, tmp_path: Path) 
 def test_killed_study_resumes_without_losing_or_repeating_a_run(finished: Outcome, tmp_path: Path) -> None:
     path = write_study(tmp_path, budgets=BUDGETS[:2])
     out = tmp_path / "out"
-    copytree(finished.path / "timing", out / "timing")
+    shutil.copytree(finished.path / "timing", out / "timing")
     with start(path, out) as process:
         try:
             wait_until(lambda: len(results(out)) >= 2 or process.poll() is not None)
@@ -121,7 +121,7 @@ def test_killed_study_resumes_without_losing_or_repeating_a_run(finished: Outcom
 def test_two_processes_share_a_study(finished: Outcome, tmp_path: Path) -> None:
     path = write_study(tmp_path, budgets=BUDGETS[:1])
     out = tmp_path / "out"
-    copytree(finished.path / "timing", out / "timing")
+    shutil.copytree(finished.path / "timing", out / "timing")
     both = [start(path, out, "--json") for _ in range(2)]
     documents = []
     for process in both:
@@ -141,7 +141,7 @@ def test_two_processes_share_a_study(finished: Outcome, tmp_path: Path) -> None:
 def test_a_failed_run_is_a_row_with_its_error_and_is_tried_again(finished: Outcome, tmp_path: Path) -> None:
     path = write_study(tmp_path, architectures=[{"name": "dense"}], granularities=[1, 2], budgets=BUDGETS[:1])
     out = tmp_path / "out"
-    copytree(finished.path / "timing", out / "timing")
+    shutil.copytree(finished.path / "timing", out / "timing")
     first = finished.runs[0].run_id
     (out / "runs").mkdir(parents=True)
     (out / "runs" / first).mkdir()
@@ -211,3 +211,38 @@ def workers_of(out: Path) -> list[str]:
         except OSError:
             continue
     return found
+
+
+def test_a_changed_study_loses_no_finished_row(finished: Outcome, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    shutil.copy(finished.path / "runs.csv", out)  # a table alone, without the run directories
+    before = {row["run_id"]: row for row in read_runs(out / "runs.csv").rows}
+    fewer = write_study(tmp_path, budgets=BUDGETS[:2])
+
+    run_study(finished.path.parent / "tiny.yaml", out, dry_run=True, progress=False)
+    files = {path: path.read_bytes() for path in out.glob("*.*")}
+    run_study(fewer, out, dry_run=True, progress=False)
+    assert {path: path.read_bytes() for path in out.glob("*.*")} == files  # a dry run changes nothing that stands
+
+    outcome = run_study(fewer, out, progress=False)
+    assert not list((out / "runs").iterdir())  # every row counted as a finished run
+    after = {row["run_id"]: row for row in read_runs(out / "runs.csv").rows}
+    assert after.keys() == before.keys()
+    planned = {row["run_id"] for row in outcome.rows}
+    assert {row["stage"] for run_id, row in after.items() if run_id not in planned} == {"unplanned"}
+    assert {run_id: row["loss"] for run_id, row in after.items()} == {i: row["loss"] for i, row in before.items()}
+
+    restored = run_study(finished.path.parent / "tiny.yaml", out, progress=False)
+    assert restored.complete
+    assert {row["run_id"]: row["stage"] for row in read_runs(out / "runs.csv").rows} == {
+        run_id: row["stage"] for run_id, row in before.items()
+    }
+
+
+def test_too_few_rows_for_intervals_still_give_a_law_or_say_why(tmp_path: Path) -> None:
+    path = write_study(tmp_path, architectures=[{"name": "dense"}], budgets=BUDGETS[:2], bootstrap=50)
+    outcome = run_study(path, tmp_path / "out", progress=False)
+    assert outcome.complete
+    assert outcome.fits is not None
+    assert outcome.fits["laws"] or any("no law for dense" in note for note in outcome.notes)

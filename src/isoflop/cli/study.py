@@ -19,7 +19,7 @@ def run(
     study: Annotated[Path, typer.Argument(help="Study file (YAML).")],
     out: Annotated[Path | None, typer.Option(help="Directory of the study; default: runs/<name>.")] = None,
     table: Annotated[Path | None, typer.Option(help="Run table (CSV) whose finished rows are not run again.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print runs, FLOPs and hours; train nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print runs, FLOPs and hours after timing a few steps of each model; results stay.")] = False,
     max_hours: Annotated[float | None, typer.Option(help="Stop after this time; start again to continue.")] = None,
     only_budget: Annotated[
         list[float] | None, typer.Option(help="Carry out the runs of this budget alone; may be repeated.")
@@ -184,6 +184,8 @@ def _print_result(outcome: "Outcome") -> None:
                 for law in outcome.fits["laws"]
             ],
         )
+    elif outcome.complete:
+        typer.echo("no law was fitted, so there is nothing to plan from: the notes say why")
     bad = [row for row in outcome.rows if row.get("status") != "done"]
     for row in bad:
         typer.echo(f"{row['status']}: {row['run_id']}: {row.get('error')}")

@@ -88,8 +88,9 @@ def finished(runs: "RunTable") -> np.ndarray:
 
 
 def grid_rows(runs: "RunTable") -> "RunTable":
-    """The table without the verification runs, which stand at a budget of their own and are not fitted."""
-    return runs.where(np.array([stage != "verification" for stage in texts(runs, "stage")], dtype=bool))
+    """The runs that the laws are fitted to: not the verification's, nor those that the study no longer asks for."""
+    left_out = ("verification", "unplanned")
+    return runs.where(np.array([stage not in left_out for stage in texts(runs, "stage")], dtype=bool))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -156,7 +156,13 @@ def _fit_together(
     if shared is not None:
         fits = dict(shared.fits)
     else:
-        fits = {name: fit(table, law, bootstrap=bootstrap) for name, (table, law) in able.items()}
+        fits = {}
+        for name, (table, law) in able.items():
+            try:
+                fits[name] = fit(table, law, bootstrap=bootstrap)
+            except InputError as error:
+                notes.append(f"the law for {name} has no bootstrap: {error}")
+                fits[name] = fit(table, law)
     holdouts: dict[str, Holdout] = {}
     try:
         holdouts = shared.holdout() if shared is not None else {name: found.holdout() for name, found in fits.items()}

@@ -71,7 +71,8 @@ def run_study(
         workers: worker processes; default: the study's, else one per core (per GPU where there is one).
         max_hours: stop after this time; what is unfinished continues at the next start.
         only_budgets: carry out the runs of these budgets alone.
-        dry_run: time the models and stop.
+        dry_run: prepare the text and time the models where that has not been done, and stop; a study that
+            has begun stays as it is.
         progress: show progress on stderr.
 
     Raises:
@@ -89,7 +90,8 @@ def run_study(
             raise InputError(f"{name} is {value}; it must be greater than 0.")
     deadline = None if max_hours is None else time.monotonic() + 3600 * max_hours
     store = StudyStore(default_directory(study) if out is None else out)
-    store.create(path.read_text(encoding="utf-8"))
+    changes_nothing = dry_run and (store.path / "plan.json").exists()
+    store.create(None if changes_nothing else path.read_text(encoding="utf-8"))
     gpus = _gpus(study)
     workers = workers or study.workers or gpus or os.cpu_count() or 1
     with (
@@ -98,7 +100,7 @@ def run_study(
     ):
         committed = Path(table) if table is not None else path.parent / study.table if study.table else None
         if committed is not None:
-            store.import_table(committed)
+            store.import_table(committed, keep=not changes_nothing)
         data = open_corpus(study.data, store, beside=path.parent, say=shown.say)
         grid = Grid(study, vocab_size=data.vocab_size, fingerprint=fingerprint(data))
         session = Session(study, store, grid, data=data.path, pool=pool, progress=shown, deadline=deadline)
@@ -112,7 +114,8 @@ def run_study(
         session.time_models(wanted)
         if any(store.row(run.run_id) is None for run in wanted):
             shown.say(_forecast(session, wanted, workers))
-        session.keep()
+        if dry_run and not changes_nothing:
+            session.keep()
         ended = not dry_run and session.execute(session.planned, only=only_budgets)
         result = Finished(ended=False)
         if ended and not only_budgets:

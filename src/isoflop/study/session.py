@@ -136,8 +136,8 @@ class Session:
     def keep(self) -> None:
         """Write the run table and the plan."""
         runs = self.everything()
-        rows = [self.store.row(run.run_id) or self.store.failures_before(run.run_id) for run in runs]
-        self.store.export([row for row in rows if row is not None])
+        rows = [(run, self.store.row(run.run_id) or self.store.failures_before(run.run_id)) for run in runs]
+        self.store.export([{**row, "stage": run.stage} for run, row in rows if row is not None])
         self.store.write_plan(
             [
                 {

@@ -22,7 +22,7 @@ def study_status(path: str | Path) -> dict[str, Any]:
     plan = store.read_json("plan.json")
     if plan is None:
         raise InputError(f"{path} holds no study that has been started: it has no plan.json.")
-    store.load_imported()
+    store.load_tables()
     counts: Counter[str] = Counter()
     running, failed, rows = [], [], []
     left: list[float | None] = []

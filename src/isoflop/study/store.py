@@ -3,6 +3,9 @@
 `study.yaml`, `plan.json` (the runs that are planned), `runs/<run_id>/` (run directories of the train room, immutable
 once `result.json` exists; `failed.json` in place of it where the run ended with an error), `imported.csv` (rows of a
 committed table), `timing/`, `runs.csv` and `runs.parquet`, `fits.json`, `verification.json`, `report/`.
+
+A finished row never leaves `runs.csv`: where the study no longer plans its run, its stage becomes `unplanned`. A row
+counts as a finished run even where its directory is gone; to repeat a run, remove both.
 """
 
 import fcntl
@@ -24,6 +27,10 @@ SETTLED = ("done", "diverged")
 """States of a run that is not carried out again; a failed one is tried anew when the study is started again."""
 
 
+UNPLANNED = "unplanned"
+"""Stage of a finished run that the study, as it stands now, does not ask for."""
+
+
 class StudyStore:
     """The files of one study; many processes may hold one of these on the same directory."""
 
@@ -33,10 +40,11 @@ class StudyStore:
         self.timing = self.path / "timing"
         self._results: dict[str, dict[str, Any]] = {}
         self._imported: dict[str, dict[str, Any]] = {}
+        self._table: dict[str, dict[str, Any]] = {}
         self._opened_at = time.time()
 
-    def create(self, yaml_text: str) -> None:
-        """Make the directory and write the study's YAML into it.
+    def create(self, yaml_text: str | None) -> None:
+        """Make the directory and write the study's YAML into it (None: leave the one that is there).
 
         Raises:
             InputError: if the directory cannot be written.
@@ -44,37 +52,35 @@ class StudyStore:
         try:
             self.runs.mkdir(parents=True, exist_ok=True)
             self.timing.mkdir(exist_ok=True)
-            self.write_text("study.yaml", yaml_text)
+            if yaml_text is not None:
+                self.write_text("study.yaml", yaml_text)
         except OSError as error:
             raise InputError(f"out is {self.path}, which cannot be written: {error.strerror}.") from None
-        self.load_imported()
+        self.load_tables()
         for directory in self.timing.glob("*-*"):  # trials of processes that were killed
             if not _is_alive(int(directory.name.partition("-")[2])):
                 shutil.rmtree(directory, ignore_errors=True)
 
-    def load_imported(self) -> None:
-        """Read the rows that were taken over from a committed table, if any were."""
-        imported = self.path / "imported.csv"
-        if imported.exists():
-            self._imported = {row["run_id"]: row for row in read_table(imported)}
+    def load_tables(self) -> None:
+        """Read the finished rows of the study's own table, and those that were taken over from a committed one."""
+        self._imported = _finished(self.path / "imported.csv")
+        self._table = _finished(self.path / "runs.csv")
 
     @property
     def imported(self) -> set[str]:
         """Ids of the runs whose rows were taken over from a table."""
         return set(self._imported)
 
-    def import_table(self, path: Path) -> None:
-        """Take over the finished rows of a run table, so that they are not run again.
+    def import_table(self, path: Path, *, keep: bool = True) -> None:
+        """Take over the finished rows of a run table, so that they are not run again; `keep`: nor at later starts.
 
         Raises:
             InputError: if the table cannot be read or has no run_id.
         """
-        rows = read_table(path)
-        if rows and "run_id" not in rows[0]:
-            raise InputError(f"table {path} has no column run_id; give the runs.csv of a study.")
-        finished = {row["run_id"]: row for row in rows if row.get("status") in SETTLED}
-        self._imported |= finished
-        if self._imported:
+        if not path.exists():
+            raise InputError(f"table {path} does not exist; give the runs.csv of a study.")
+        self._imported |= _finished(path)
+        if self._imported and keep:
             write_table(self.path / "imported.csv", list(self._imported.values()))
 
     def run_directory(self, run_id: str) -> Path:
@@ -82,11 +88,11 @@ class StudyStore:
         return self.runs / run_id
 
     def row(self, run_id: str) -> dict[str, Any] | None:
-        """The row of a run that has ended: from its result, from the imported table, or of its failure."""
+        """The row of a run that has ended: from its result, from a table, or of its failure."""
         if run_id not in self._results:
             result = _read_json(self.run_directory(run_id) / "result.json")
             if result is None:
-                return self._imported.get(run_id) or self.failure(run_id)
+                return self._imported.get(run_id) or self._table.get(run_id) or self.failure(run_id)
             self._results[run_id] = result
         return self._results[run_id]
 
@@ -134,10 +140,13 @@ class StudyStore:
             yield
 
     def export(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write runs.csv, and runs.parquet where pyarrow is installed."""
-        if not rows:
-            return
+        """Write runs.csv, and runs.parquet where pyarrow is installed; finished rows of other runs stay, marked."""
         with self.lock("table"):
+            written = {row["run_id"] for row in rows}
+            others = [row for run_id, row in _finished(self.path / "runs.csv").items() if run_id not in written]
+            rows = [*rows, *({**row, "stage": UNPLANNED} for row in others)]
+            if not rows:
+                return
             write_table(self.path / "runs.csv", rows)
             with suppress(ImportError):
                 import pyarrow  # noqa: F401
@@ -186,6 +195,16 @@ def claim(directory: Path) -> Iterator[bool]:
             yield False
             return
         yield True
+
+
+def _finished(table: Path) -> dict[str, dict[str, Any]]:
+    """The rows of a run table whose runs need not be carried out again, by run_id; none where there is no table."""
+    if not table.exists():
+        return {}
+    rows = read_table(table)
+    if rows and "run_id" not in rows[0]:
+        raise InputError(f"table {table} has no column run_id; give the runs.csv of a study.")
+    return {row["run_id"]: row for row in rows if row.get("status") in SETTLED}
 
 
 def _is_alive(pid: int) -> bool:
