@@ -7,6 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+
+from isoflop.spec import parse_spec
+from isoflop.study.spec import parse_study
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -24,6 +28,12 @@ def test_the_python_example_runs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "result.json").exists()
     assert done.stdout.splitlines()[1].startswith("16 "), done.stdout
+
+
+def test_the_yaml_examples_are_valid() -> None:
+    study, spec = (yaml.safe_load(block) for block in blocks("yaml"))
+    assert parse_study(study).verification is not None
+    assert parse_spec(spec).experts is not None
 
 
 COMMANDS = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("isoflop ")]
