@@ -1,6 +1,7 @@
 """Bytes to train and to sample."""
 
 from dataclasses import dataclass
+from typing import Final
 
 from isoflop.errors import InputError
 from isoflop.spec.count import count
@@ -33,12 +34,12 @@ def memory(
     activation_bytes: int = 4,
     activation_checkpointing: bool = False,
 ) -> Memory:
-    """Bytes to train with AdamW on one device, `batch_tokens` tokens in one forward.
+    """Bytes to train `isoflop.nn.Decoder` with AdamW on one device, `batch_tokens` tokens in one forward.
 
-    Activations are the tensors that the backward needs: per block the residual stream and its normalised copy (twice),
-    queries, keys, values, the attention's output, and the feed-forward's hidden rows; an MoE block keeps k copies of
-    each token's input, hidden and output rows. Logits are counted in float32 with their gradient. With checkpointing
-    each block keeps its input, and one block is alive in full.
+    Activations are the tensors that PyTorch's backward needs, operation by operation (`_block_bytes`); a fused norm or
+    a compiled model keeps fewer. The residual stream, the norms and the router stay in float32 under autocast, which
+    also keeps a copy of every weight in the narrow type. Logits stand three times: as they are, as log-probabilities
+    and as their gradient. With checkpointing each block keeps its input, and one block is alive in full.
 
     Args:
         spec: the model.
@@ -46,7 +47,7 @@ def memory(
         weight_bytes: bytes of one weight.
         gradient_bytes: bytes of one gradient.
         optimizer_bytes: bytes of optimiser state per parameter (AdamW in float32: 8).
-        activation_bytes: bytes of one activation (float32 4, bfloat16 2).
+        activation_bytes: bytes of one number in matrix products (float32 4, bfloat16 by autocast 2).
         activation_checkpointing: whether blocks are recomputed in the backward.
 
     Raises:
@@ -56,15 +57,16 @@ def memory(
         raise InputError(f"batch_tokens is {batch_tokens}; it must be at least 1.")
     counted = count(spec)
     parameters = counted.params_total + counted.params_embedding
-    blocks = [_block_activations(spec, layer) for layer in range(spec.n_layers)]
-    per_token = spec.n_layers * spec.d_model + max(blocks) if activation_checkpointing else sum(blocks)
-    per_token += 2 * spec.d_model  # input and output of the final norm
+    blocks = [_block_bytes(spec, layer, activation_bytes) for layer in range(spec.n_layers)]
+    per_token = spec.n_layers * spec.d_model * _WIDE + max(blocks) if activation_checkpointing else sum(blocks)
+    per_token += 2 * spec.d_model * _WIDE + spec.d_model * activation_bytes  # the final norm, and the head's input
+    copies = parameters * activation_bytes if activation_bytes < weight_bytes else 0
     return Memory(
         weights=parameters * weight_bytes,
         gradients=parameters * gradient_bytes,
         optimizer=parameters * optimizer_bytes,
-        activations=batch_tokens * per_token * activation_bytes,
-        logits=2 * batch_tokens * spec.vocab_size * 4,
+        activations=batch_tokens * per_token + copies,
+        logits=batch_tokens * spec.vocab_size * (activation_bytes + 2 * _WIDE),
     )
 
 
@@ -76,14 +78,38 @@ def kv_cache_bytes(spec: DecoderSpec, *, tokens: int, batch: int = 1, element_by
     return per_token * tokens * batch * element_bytes
 
 
-def _block_activations(spec: DecoderSpec, layer: int) -> int:
-    """Numbers per token that one block keeps for its backward."""
+_WIDE: Final = 4
+"""Bytes of a number in the residual stream, the norms and the router: float32."""
+
+_INDEX: Final = 8
+"""Bytes of an index: int64."""
+
+_HIDDEN: Final = {"swiglu": 4, "gelu": 2, "relu": 1}
+"""Rows of the hidden width that an activation keeps: gate and up, silu(gate), their product; input and output; output
+(relu's backward reads its output)."""
+
+
+def _block_bytes(spec: DecoderSpec, layer: int, narrow: int) -> int:
+    """Bytes per token that one block keeps for its backward; `narrow` is the size of a number in matrix products."""
     d, attention = spec.d_model, spec.attention
-    kept = 4 * d + 2 * attention.width + 2 * attention.kv_heads * attention.head_dim
-    hidden_rows = spec.feed_forward.n_matrices  # gated: gate, up and their product; ungated: before and after
+    turned = attention.width + attention.kv_heads * attention.head_dim  # queries and keys after the rotary embedding
+    projected = turned + attention.kv_heads * attention.head_dim  # with the values: one tensor
+    wide = 4 * d + attention.n_heads  # both norms: input and normalised; attention's logsumexp
+    kept = 2 * d + projected + turned + attention.width  # both norms' outputs; attention's parts and output
+    if attention.qk_norm:
+        wide += turned if narrow == _WIDE else 2 * turned  # normalised; under autocast also the input, cast
+    hidden = _HIDDEN[spec.feed_forward.activation]
     if not spec.is_expert_layer(layer) or spec.experts is None:
-        return kept + hidden_rows * spec.feed_forward.d_ff
+        return _WIDE * wide + narrow * (kept + hidden * spec.feed_forward.d_ff)
     experts = spec.experts
-    kept += experts.n_experts + (d if experts.output_norm else 0)
-    kept += hidden_rows * spec.d_expert * experts.shared_experts
-    return kept + experts.top_k * (2 * d + hidden_rows * spec.d_expert)
+    rows = d + hidden * spec.d_expert  # of each expert that a token uses: its input and what its activation keeps
+    if experts.gates_after_norm:
+        wide += 3 * d  # the norm's input, normalised and output, which the gate multiplies
+    else:
+        rows += spec.d_expert  # hidden rows after the gate
+        wide += 2 * d if experts.output_norm else 0
+    kept += experts.top_k * rows + hidden * spec.d_expert * experts.shared_experts
+    wide += 2 * experts.n_experts + experts.top_k  # router's probabilities, once again in the gates; gates
+    wide += d if narrow < _WIDE else 0  # the router's input, which is not the experts'
+    indices = 3 * experts.top_k + 1 + experts.n_experts
+    return _WIDE * wide + narrow * kept + _INDEX * indices
