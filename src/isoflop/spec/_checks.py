@@ -14,7 +14,7 @@ def require_positive(spec: object, *fields: str) -> None:
     for field in fields:
         value = getattr(spec, field)
         if not 0 < value < math.inf:
-            raise InputError(f"{_label(spec)}.{field} is {value}; it must be finite and greater than 0.")
+            raise InputError(f"{_label(spec)}{field} is {value}; it must be finite and greater than 0.")
 
 
 def require_non_negative(spec: object, *fields: str) -> None:
@@ -22,20 +22,21 @@ def require_non_negative(spec: object, *fields: str) -> None:
     for field in fields:
         value = getattr(spec, field)
         if not 0 <= value < math.inf:
-            raise InputError(f"{_label(spec)}.{field} is {value}; it must be finite and not negative.")
+            raise InputError(f"{_label(spec)}{field} is {value}; it must be finite and not negative.")
 
 
 def require_choice(spec: object, field: str, allowed: tuple[str, ...]) -> None:
     """Raise InputError unless the named field of `spec` is one of `allowed`."""
     value = getattr(spec, field)
     if value not in allowed:
-        raise InputError(f"{_label(spec)}.{field} is {value!r}; allowed: {', '.join(allowed)}.")
+        raise InputError(f"{_label(spec)}{field} is {value!r}; allowed: {', '.join(allowed)}.")
 
 
 def _label(spec: object) -> str:
+    """Where the fields of `spec` stand in a spec file."""
     return {
-        "AttentionSpec": "attention",
-        "FeedForwardSpec": "feed_forward",
-        "ExpertsSpec": "experts",
-        "RouterSpec": "experts.router",
-    }.get(type(spec).__name__, "spec")
+        "AttentionSpec": "attention.",
+        "FeedForwardSpec": "feed_forward.",
+        "ExpertsSpec": "experts.",
+        "RouterSpec": "experts.router.",
+    }.get(type(spec).__name__, "")

@@ -1,6 +1,7 @@
 """What a decoder-only Transformer is."""
 
 from dataclasses import dataclass
+from typing import Final
 
 from isoflop.errors import InputError
 from isoflop.spec._checks import STRICT_FIELDS, require_positive
@@ -42,15 +43,16 @@ class DecoderSpec:
             return
         d_ff, granularity = self.feed_forward.d_ff, self.experts.granularity
         if d_ff % granularity:
-            divisors = [g for g in range(1, d_ff + 1) if d_ff % g == 0]
-            near_g = sorted(divisors, key=lambda g: (abs(g - granularity), g))[:2]
             low = d_ff // granularity * granularity
             near_ff = [width for width in (low, low + granularity) if width > 0]
+            near = [f"d_ff {' or '.join(map(str, near_ff))} (multiples of {granularity})"]
+            if near_g := _nearest_granularities(self.experts, d_ff):
+                near.insert(0, f"granularity {' or '.join(map(str, near_g))}")
             raise InputError(
                 f"experts.granularity is {granularity} but it must divide feed_forward.d_ff={d_ff}; nearest valid: "
-                f"granularity {' or '.join(map(str, sorted(near_g)))}, or d_ff {' or '.join(map(str, near_ff))}."
+                f"{', or '.join(near)}."
             )
-        if not any(self.is_expert_layer(layer) for layer in range(self.n_layers)):
+        if not self.n_expert_layers:
             raise InputError(
                 f"experts.skip_first is {self.experts.skip_first} and experts.every is {self.experts.every}; with "
                 f"n_layers={self.n_layers} no block would be MoE: lower them, or leave experts out."
@@ -63,7 +65,7 @@ class DecoderSpec:
     @property
     def n_expert_layers(self) -> int:
         """Number of MoE blocks."""
-        return sum(self.is_expert_layer(layer) for layer in range(self.n_layers))
+        return 0 if self.experts is None else max(0, self.n_layers - self.experts.skip_first) // self.experts.every
 
     @property
     def d_expert(self) -> int:
@@ -74,3 +76,17 @@ class DecoderSpec:
     def is_causal(self) -> bool:
         """False if a token's output may depend on later tokens of its own sequence."""
         return self.experts is None or self.experts.router.is_causal
+
+
+_LARGEST_SUGGESTION: Final = 4096
+
+
+def _nearest_granularities(experts: ExpertsSpec, d_ff: int) -> list[int]:
+    """The two divisors of d_ff nearest to the granularity, of the first few thousand, that leave whole experts."""
+    rates = (experts.expansion_rate, experts.activation_multiplier)
+    valid = [
+        g
+        for g in range(1, min(d_ff, _LARGEST_SUGGESTION) + 1)
+        if d_ff % g == 0 and all(g * rate >= 1 and abs(g * rate - round(g * rate)) <= 1e-9 for rate in rates)
+    ]
+    return sorted(sorted(valid, key=lambda g: (abs(g - experts.granularity), g))[:2])

@@ -85,7 +85,7 @@ class ExpertsSpec:
             if product < 1 or abs(product - round(product)) > 1e-9:
                 raise InputError(
                     f"experts.{name} is {factor}; granularity × {name} = {product:g} must be a whole number of "
-                    f"experts, e.g. {name}={max(1, round(product)) / self.granularity:g}."
+                    f"experts, e.g. {name}={max(1, round(product)) / self.granularity!r}."
                 )
         if self.top_k > self.n_experts:
             raise InputError(
@@ -108,12 +108,6 @@ class ExpertsSpec:
         """S = 1 − active/total experts, shared ones counted in both (Li et al. 2026, arXiv 2603.10379)."""
         total = self.n_experts + self.shared_experts
         return 1 - (self.top_k + self.shared_experts) / total
-
-    @property
-    def gates_after_norm(self) -> bool:
-        """Whether the gate multiplies after the output norm: with one expert per token the norm would cancel it."""
-        lone = self.router.kind == "token_choice" and self.top_k == 1 and not self.shared_experts
-        return lone and self.output_norm
 
     def is_expert_layer(self, layer: int) -> bool:
         """Whether block `layer` (from 0) is MoE."""
