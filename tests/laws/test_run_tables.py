@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from isoflop import InputError
-from isoflop.laws import RunTable, matching, parse_number, read_runs, write_runs
+from isoflop.laws import RunTable, exponent, matching, parse_number, read_runs, write_runs
 
 
 def csv_file(tmp_path: Path, text: str, name: str = "runs.csv") -> Path:
@@ -131,3 +131,54 @@ def test_absent_files_columns_and_words_for_numbers(tmp_path: Path) -> None:
         runs.where([True])
     with pytest.raises(InputError, match=r"writable are \.csv and \.parquet"):
         write_runs(runs, tmp_path / "runs.txt")
+
+
+def test_a_word_for_a_number_is_blamed_on_its_own_line_and_column(tmp_path: Path) -> None:
+    text = (
+        "# made by hand, on a Tuesday\n"
+        "N,D,loss,flops,note\n"
+        '1e8,2B,3.1,1e18,"two\nlines"\n'
+        "\n"
+        "# the larger ones\n"
+        "2e8,many,2.9,1e18,\n"
+        '4e8,few,2.7,1e18,"two\nlines"\n'
+    )
+    runs = read_runs(csv_file(tmp_path, text), columns={"params_total": "N", "tokens": "D"})
+    assert runs.labels == ["lines 3 to 4", "line 7", "lines 8 to 9"]
+    with pytest.raises(InputError, match=r"runs\.csv line 7: tokens \(column D of the file\) is 'many', which is not"):
+        runs.numeric("tokens")
+    with pytest.raises(InputError, match=r"lines 8 to 9: tokens .* is 'few'"):
+        runs.where(loss=2.7).numeric("tokens")
+    assert runs.where(loss=3.1).numeric("tokens").tolist() == [2e9]
+    with pytest.raises(InputError, match="line 7: tokens"):
+        matching(runs, "tokens>1e6")
+
+
+def test_a_name_that_starts_with_a_hash_is_a_row(tmp_path: Path) -> None:
+    runs = read_runs(csv_file(tmp_path, "#,params_total,tokens,loss\n#7,1e9,2e9,3\n#note\n"))
+    assert runs.columns[:2] == ["#", "params_total"]
+    assert runs.rows[0]["#"] == "#7"
+    assert len(runs) == 1
+
+
+def test_an_open_quote_names_the_lines_that_it_swallowed(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="lines 2 to 4: it has 2 cells and the header has 3; .*close every quote"):
+        read_runs(csv_file(tmp_path, 'a,b,c\n1,"2,3\n4,5,6\n7,8,9\n'))
+
+
+def test_column_mistakes_say_what_was_meant(tmp_path: Path) -> None:
+    path = csv_file(tmp_path, "N,D,loss\n1e8,2B,3.1\n")
+    with pytest.raises(InputError, match=r"did you mean --column tokens=D\?"):
+        read_runs(path, columns={"D": "tokens"})
+    runs = read_runs(path, columns={"params_total": "N", "tokens": "D"})
+    with pytest.raises(InputError, match="no column size, it has params_total, tokens, loss"):
+        matching(runs, "size>3")
+    with pytest.raises(InputError, match="no column D any more: it was read as tokens"):
+        matching(runs, "D>3")
+    for condition, sign in (("loss<<3", "<<"), ("loss=<3", "=<"), ("loss<>3", "<>")):
+        with pytest.raises(InputError, match=f"'{sign}' is no comparison, allowed are = !="):
+            matching(runs, condition)
+
+
+def test_flops_are_written_as_powers_of_ten() -> None:
+    assert [exponent(value) for value in (5e12, 1.934e20, 9.999e11, 0.0, 30)] == ["5e12", "1.93e20", "1e12", "0", "3e1"]

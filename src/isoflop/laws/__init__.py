@@ -7,8 +7,9 @@ from isoflop.laws.forms import FORMS, Chinchilla, FineGrained, Form, Parameter
 from isoflop.laws.frontier import LawFrontier, MinimaFrontier, Multiplier, efficiency_multiplier
 from isoflop.laws.law import Law
 from isoflop.laws.minima import Minimum, isoflop_minima
+from isoflop.laws.numbers import exponent, parse_number
 from isoflop.laws.published import PUBLISHED, published
-from isoflop.laws.reading import parse_number, read_runs, write_runs
+from isoflop.laws.reading import read_runs, write_runs
 from isoflop.laws.result import Fit, Holdout
 from isoflop.laws.shared import SharedFit, fit_shared
 from isoflop.laws.table import RunTable
@@ -30,6 +31,7 @@ __all__ = [
     "RunTable",
     "SharedFit",
     "efficiency_multiplier",
+    "exponent",
     "fit",
     "fit_shared",
     "isoflop_minima",

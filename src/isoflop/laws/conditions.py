@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from isoflop.errors import InputError
-from isoflop.laws.reading import parse_number
+from isoflop.laws.numbers import parse_number
 from isoflop.laws.table import RunTable
 
 _OPERATORS: Final[dict[str, Callable[[Any, Any], Any]]] = {
@@ -20,7 +20,7 @@ _OPERATORS: Final[dict[str, Callable[[Any, Any], Any]]] = {
     "<": operator.lt,
     ">": operator.gt,
 }
-_CONDITION = re.compile(r"\s*([^<>=!]+?)\s*(<=|>=|!=|==|=|<|>)\s*(.*?)\s*")
+_CONDITION = re.compile(r"\s*([^<>=!]+?)\s*([<>=!]+)\s*(.*?)\s*")
 
 
 def matching(table: RunTable, condition: str) -> RunTable:
@@ -35,9 +35,15 @@ def matching(table: RunTable, condition: str) -> RunTable:
     if not match:
         raise InputError(f"condition is {condition!r}; write it as COLUMN=VALUE, or with !=, <, <=, > or >=.")
     column, sign, text = match.groups()
+    if sign not in _OPERATORS:
+        raise InputError(f"condition is {condition!r}; {sign!r} is no comparison, allowed are = != < <= > and >=.")
+    if column not in table and column not in table.names.values():
+        raise InputError(
+            f"condition is {condition!r}; {table.source} has no column {column}, it has {', '.join(table.columns)}."
+        )
     compare, values, number = _OPERATORS[sign], table[column], parse_number(text)
     ordered = compare not in (operator.eq, operator.ne)
-    if values.dtype != object or (ordered and number is not None and any(isinstance(v, float) for v in values)):
+    if values.dtype != object or (ordered and any(_is_number(value) for value in values)):
         if number is None:
             raise InputError(f"condition is {condition!r}; column {column} holds numbers, so its value must be one.")
         keep = compare(table.numeric(column), number)
@@ -53,3 +59,7 @@ def matching(table: RunTable, condition: str) -> RunTable:
 
 def _text(value: Any) -> str | None:
     return None if value is None else str(value).lower()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) or (isinstance(value, str) and parse_number(value) is not None)

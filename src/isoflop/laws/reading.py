@@ -11,6 +11,7 @@ from typing import Any, Final, TextIO
 import numpy as np
 
 from isoflop.errors import InputError
+from isoflop.laws.numbers import MISSING, parse_number
 from isoflop.laws.table import RunTable
 
 TEXT: Final = frozenset(
@@ -18,16 +19,13 @@ TEXT: Final = frozenset(
 )
 """Columns that stay text even if every value looks like a number."""
 
-_SUFFIXES: Final = {"K": 1e3, "k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
-_NUMBER = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([KkMBT]?)")
-_GROUPED = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?")
-_MISSING: Final = frozenset({"", "-", "–", "na", "n/a", "nan", "none", "null"})
-_INFINITE: Final = frozenset({"inf", "infinity"})
 _FORMATS = ".csv, .jsonl and .parquet"
 
 
 def read_runs(path: str | Path, columns: Mapping[str, str] | None = None) -> RunTable:
     """Read a run table from a .csv, .jsonl or .parquet file.
+
+    Blank lines and lines that start with # are passed over in a CSV file.
 
     Numbers may be written 1e20, 100M, 4.37B, 2.1T or 3K. A column that the file lacks is derived where it can be, and
     `notes` of the table says so: tokens from flops / (6 · params), flops as 6 · params · tokens, and what makes a row
@@ -54,7 +52,7 @@ def read_runs(path: str | Path, columns: Mapping[str, str] | None = None) -> Run
         raise InputError(f"run table {path} has no rows; it needs a header and one line for each run.")
     labels = [label for label, _ in pairs]
     rows = _mapped(path, [row for _, row in pairs], columns or {})
-    return derive(RunTable(rows, labels=labels, source=str(path)))
+    return derive(RunTable(rows, labels=labels, source=str(path), names=columns))
 
 
 def write_runs(table: RunTable, path: str | Path) -> None:
@@ -78,18 +76,6 @@ def write_runs(table: RunTable, path: str | Path) -> None:
             )
         case suffix:
             raise InputError(f"run table {path} ends in {suffix or 'no suffix'}; writable are .csv and .parquet.")
-
-
-def parse_number(text: str) -> float | None:
-    """The number that a cell holds, with K, M, B or T for powers of a thousand; None if it is not a number."""
-    text = text.strip()
-    if _GROUPED.fullmatch(text):
-        text = text.replace(",", "")
-    if match := _NUMBER.fullmatch(text):
-        return float(match[1]) * _SUFFIXES.get(match[2], 1.0)
-    if text.lower().lstrip("+-") in _INFINITE:
-        return -math.inf if text.startswith("-") else math.inf
-    return None
 
 
 def derive(table: RunTable) -> RunTable:
@@ -141,6 +127,11 @@ def _mapped(path: Path, rows: list[dict[str, Any]], columns: Mapping[str, str]) 
     present = list(dict.fromkeys(name for row in rows for name in row))
     for standard, name in columns.items():
         if name not in present:
+            if standard in present:
+                raise InputError(
+                    f"{path} has a column {standard!r} and none called {name!r}; the standard name comes first: did you "
+                    f"mean --column {name}={standard}?"
+                )
             raise InputError(
                 f"{path} has no column {name!r} to take {standard} from; it has {', '.join(present)}; give "
                 f"--column {standard}=NAME with one of these."
@@ -160,7 +151,7 @@ def _typed_cells(name: str, cells: list[Any]) -> list[Any]:
     if name in TEXT:
         return [None if cell is None else str(cell) for cell in cells]
     texts = [cell.strip() if isinstance(cell, str) else cell for cell in cells]
-    known = [None if isinstance(text, str) and text.lower() in _MISSING else text for text in texts]
+    known = [None if isinstance(text, str) and text.lower() in MISSING else text for text in texts]
     numbers = [_number(value) if isinstance(value, str) else value for value in known]
     if all(number is not None or value is None for number, value in zip(numbers, known, strict=True)):
         return numbers
@@ -180,21 +171,33 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     with _opened(path) as file:
         try:
             reader = csv.reader(file)
-            header = [name.strip() for name in next(reader, [])]
-            doubled = {name for name in header if header.count(name) > 1}
-            if doubled:
-                raise InputError(f"{path} line 1: column {sorted(doubled)[0]!r} appears twice; rename one.")
+            header: list[str] = []
+            read = 0
             for cells in reader:
-                if not any(cell.strip() for cell in cells):
+                first, read = read + 1, reader.line_num
+                line = f"line {first}" if first == read else f"lines {first} to {read}"
+                if not any(cell.strip() for cell in cells) or _is_comment(cells, header):
+                    continue
+                if not header:
+                    header = [name.strip() for name in cells]
+                    doubled = sorted(name for name in header if header.count(name) > 1)
+                    if doubled:
+                        raise InputError(f"{path} {line}: column {doubled[0]!r} appears twice; rename one.")
                     continue
                 if len(cells) != len(header):
                     raise InputError(
-                        f"{path} line {reader.line_num}: it has {len(cells)} cells and the header has {len(header)}; "
-                        "quote cells that hold a comma."
+                        f"{path} {line}: it has {len(cells)} cells and the header has {len(header)}; quote cells that "
+                        "hold a comma, and close every quote."
                     )
-                yield f"line {reader.line_num}", dict(zip(header, cells, strict=True))
+                yield line, dict(zip(header, cells, strict=True))
         except (csv.Error, UnicodeDecodeError) as error:
             raise InputError(f"{path} is not a CSV file in UTF-8: {error}.") from None
+
+
+def _is_comment(cells: list[str], header: list[str]) -> bool:
+    """Whether a line starts with # and is no row: a name such as #7 may start one that has a cell for every column."""
+    odd = len(cells) != len(header) if header else len(cells) == 1
+    return cells[0].startswith("# ") or (cells[0].startswith("#") and odd)
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from isoflop.errors import InputError
+from isoflop.laws.numbers import MISSING, parse_number
 
 DONE = "done"
 """The status of a run whose loss counts."""
@@ -25,6 +26,7 @@ class RunTable:
         notes: Sequence[str] = (),
         labels: Sequence[str] | None = None,
         source: str = "the run table",
+        names: Mapping[str, str] | None = None,
     ) -> None:
         """Make a table of plain rows.
 
@@ -33,6 +35,7 @@ class RunTable:
             notes: sentences about values that were derived rather than read.
             labels: where each row stands in its file, for error messages; default: row 1, row 2, …
             source: name of the file, for error messages.
+            names: column → its name in the file, where they differ, for error messages.
         """
         self.rows: list[dict[str, Any]] = [dict(row) for row in rows]
         """The rows as they were given."""
@@ -42,6 +45,8 @@ class RunTable:
         """Where each row stands in its file."""
         self.source = source
         """Name of the file."""
+        self.names = dict(names or {})
+        """Column → its name in the file, where they differ."""
         self._columns: dict[str, np.ndarray] = {}
 
     def __len__(self) -> int:
@@ -66,6 +71,7 @@ class RunTable:
         """
         if column not in self._columns:
             if column not in self:
+                self._check_renamed(column)
                 raise InputError(
                     f"{self.source} has no column {column}; it has {', '.join(self.columns) or 'none'} (map one with "
                     f"--column {column}=NAME, or columns={{{column!r}: NAME}})."
@@ -82,13 +88,21 @@ class RunTable:
         values = self[column]
         if values.dtype != object:
             return values
-        for label, value in zip(self.labels, values, strict=True):
-            if isinstance(value, str):
+        numbers = np.empty(len(values))
+        for index, value in enumerate(values):
+            number = _number(value)
+            if number is None:
                 raise InputError(
-                    f"{self.source} {label}: {column} is {value!r}, which is not a number; write it as 1e20, 100M or "
-                    "4.37B."
+                    f"{self.source} {self.labels[index]}: {self.in_file(column)} is {value!r}, which is not a number; "
+                    "write it as 1e20, 100M or 4.37B, or leave the cell empty."
                 )
-        return np.array([np.nan if value is None else float(value) for value in values])
+            numbers[index] = number
+        return numbers
+
+    def in_file(self, column: str) -> str:
+        """A column for people: its name, and the one that the file has for it."""
+        name = self.names.get(column, column)
+        return column if name == column else f"{column} (column {name} of the file)"
 
     def where(self, mask: np.ndarray | Sequence[bool] | None = None, **equal: Any) -> "RunTable":
         """The rows that a boolean mask [n] keeps and whose columns equal the given values.
@@ -110,6 +124,7 @@ class RunTable:
             notes=self.notes,
             labels=[self.labels[i] for i in index],
             source=self.source,
+            names=self.names,
         )
 
     def with_columns(self, columns: Mapping[str, Any], notes: Sequence[str] = ()) -> "RunTable":
@@ -119,7 +134,12 @@ class RunTable:
             each = values if isinstance(values, np.ndarray) else [values] * len(rows)
             for row, value in zip(rows, each, strict=True):
                 row[name] = value.item() if isinstance(value, np.generic) else value
-        return RunTable(rows, notes=(*self.notes, *notes), labels=self.labels, source=self.source)
+        return RunTable(rows, notes=(*self.notes, *notes), labels=self.labels, source=self.source, names=self.names)
+
+    def _check_renamed(self, column: str) -> None:
+        for standard, name in self.names.items():
+            if name == column:
+                raise InputError(f"{self.source} has no column {column} any more: it was read as {standard}; use that.")
 
     def usable(self) -> "RunTable":
         """The rows whose status is `done`, or all rows where there is no status."""
@@ -144,11 +164,16 @@ def as_columns(runs: "RunTable | Mapping[str, Any]", names: Iterable[str]) -> di
     return dict(zip(columns, np.broadcast_arrays(*columns.values()), strict=True)) if columns else {}
 
 
+def _number(value: Any) -> float | None:
+    """A cell as a number, NaN where it is empty; None if it is not a number."""
+    if isinstance(value, str):
+        return np.nan if value.strip().lower() in MISSING else parse_number(value)
+    return np.nan if value is None else float(value)
+
+
 def _typed(values: list[Any]) -> np.ndarray:
-    if all(
-        value is None or (isinstance(value, (int, float, np.number)) and not isinstance(value, bool))
-        for value in values
-    ):
+    kinds = {type(value) for value in values} - {type(None)}
+    if all(issubclass(kind, (int, float, np.number)) and kind is not bool for kind in kinds):
         return np.array([np.nan if value is None else float(value) for value in values], dtype=float)
     column = np.empty(len(values), dtype=object)
     column[:] = values
