@@ -162,7 +162,7 @@ def test_a_name_that_starts_with_a_hash_is_a_row(tmp_path: Path) -> None:
 
 
 def test_an_open_quote_names_the_lines_that_it_swallowed(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="lines 2 to 4: it has 2 cells and the header has 3; .*close every quote"):
+    with pytest.raises(InputError, match=r"lines 2 to 4: it has 2 cells and the header has 3; .*close every quote"):
         read_runs(csv_file(tmp_path, 'a,b,c\n1,"2,3\n4,5,6\n7,8,9\n'))
 
 

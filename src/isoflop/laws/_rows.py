@@ -63,8 +63,8 @@ def check_values(table: RunTable, column: str) -> None:
     more = f" (and {len(bad) - 1} more rows)" if len(bad) > 1 else ""
     problem = "is missing" if np.isnan(value) else f"is {value:g}, which is not a positive, finite number"
     raise InputError(
-        f"{table.source} {table.labels[row]}: {table.in_file(column)} {problem}{more}; fill in its value, or give the run the status "
-        "failed to leave it out of fits."
+        f"{table.source} {table.labels[row]}: {table.in_file(column)} {problem}{more}; fill in its value, or give the "
+        "run the status failed to leave it out of fits."
     )
 
 

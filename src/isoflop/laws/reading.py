@@ -129,8 +129,8 @@ def _mapped(path: Path, rows: list[dict[str, Any]], columns: Mapping[str, str]) 
         if name not in present:
             if standard in present:
                 raise InputError(
-                    f"{path} has a column {standard!r} and none called {name!r}; the standard name comes first: did you "
-                    f"mean --column {name}={standard}?"
+                    f"{path} has a column {standard!r} and none called {name!r}; the standard name comes first: did "
+                    f"you mean --column {name}={standard}?"
                 )
             raise InputError(
                 f"{path} has no column {name!r} to take {standard} from; it has {', '.join(present)}; give "
