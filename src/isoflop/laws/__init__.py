@@ -3,7 +3,22 @@
 from isoflop.laws.conditions import matching
 from isoflop.laws.files import load_fit, save_fit
 from isoflop.laws.fitting import fit
-from isoflop.laws.forms import FORMS, Chinchilla, FineGrained, Form, Parameter
+from isoflop.laws.forms import (
+    FORMS,
+    Allocation,
+    AllocationLoss,
+    Chinchilla,
+    FineGrained,
+    Form,
+    Joint,
+    Leverage,
+    Neutral,
+    Parameter,
+    Repetition,
+    Routed,
+    Sparsity,
+    Unified,
+)
 from isoflop.laws.frontier import LawFrontier, MinimaFrontier, Multiplier, efficiency_multiplier
 from isoflop.laws.law import Law
 from isoflop.laws.minima import Minimum, isoflop_minima
@@ -17,19 +32,28 @@ from isoflop.laws.table import RunTable
 __all__ = [
     "FORMS",
     "PUBLISHED",
+    "Allocation",
+    "AllocationLoss",
     "Chinchilla",
     "FineGrained",
     "Fit",
     "Form",
     "Holdout",
+    "Joint",
     "Law",
     "LawFrontier",
+    "Leverage",
     "MinimaFrontier",
     "Minimum",
     "Multiplier",
+    "Neutral",
     "Parameter",
+    "Repetition",
+    "Routed",
     "RunTable",
     "SharedFit",
+    "Sparsity",
+    "Unified",
     "efficiency_multiplier",
     "exponent",
     "fit",

@@ -81,9 +81,9 @@ def noise_scale(residuals: np.ndarray, n_parameters: int) -> float:
 def _exponents_at_bound(problem: Problem, z: np.ndarray) -> list[str]:
     first = len(problem.coefficients)
     names = []
-    for k, p in enumerate(problem.exponents):
-        slack = 1e-9 * (p.upper - p.lower)
-        if z[first + k] <= p.lower + slack or z[first + k] >= p.upper - slack:
+    for k, (p, lower, upper) in enumerate(zip(problem.exponents, *problem.exponent_bounds, strict=True)):
+        slack = 1e-9 * (upper - lower)
+        if z[first + k] <= lower + slack or z[first + k] >= upper - slack:
             names.append(p.name)
     return names
 
@@ -92,7 +92,8 @@ def _elsewhere(problem: Problem, solution: Solution, same: np.ndarray) -> set[st
     """Exponents on which restarts with the same objective disagree by more than 2% of their range."""
     first = len(problem.coefficients)
     spread = np.ptp(solution.coordinates[same], axis=0)
-    return {p.name for k, p in enumerate(problem.exponents) if spread[first + k] > 0.02 * (p.upper - p.lower)}
+    ranges = np.subtract(*problem.exponent_bounds[::-1])
+    return {p.name for k, p in enumerate(problem.exponents) if spread[first + k] > 0.02 * ranges[k]}
 
 
 def _unbounded(
@@ -106,7 +107,8 @@ def _unbounded(
     errors = np.full(problem.size, 0.0)
     errors[~idle] = noise * np.sqrt(np.maximum(np.diag(inverse), 0)) / norms[~idle]
     first = len(problem.coefficients)
-    return {p.name for k, p in enumerate(problem.exponents) if 4 * errors[first + k] > p.upper - p.lower}
+    ranges = np.subtract(*problem.exponent_bounds[::-1])
+    return {p.name for k, p in enumerate(problem.exponents) if 4 * errors[first + k] > ranges[k]}
 
 
 def _and(names: list[str]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from isoflop.errors import InputError
-from isoflop.laws.forms import Form
+from isoflop.laws.forms import Form, domain, in_domain
 from isoflop.laws.reading import derive
 from isoflop.laws.table import RunTable
 
@@ -38,7 +38,9 @@ def fit_rows(runs: Runs, form: Form) -> tuple[RunTable, int]:
     done = derive(table.usable())
     if not len(done):
         raise InputError(f"none of the {len(table)} rows of {table.source} has status done; a fit needs finished runs.")
-    for column in (*form.columns, "loss"):
+    absent = [name for name in form.optional if name not in done]
+    done = done.with_columns({name: form.optional[name].value for name in absent})
+    for column in (*form.columns, form.target):
         check_values(done, column)
     _check_twins(done)
     for column in form.fixed:
@@ -53,15 +55,15 @@ def fit_rows(runs: Runs, form: Form) -> tuple[RunTable, int]:
 
 
 def check_values(table: RunTable, column: str) -> None:
-    """Raise InputError at the first row whose value in this column is missing, infinite or not positive."""
+    """Raise InputError at the first row whose value in this column is missing or outside of what a law can read."""
     values = table.numeric(column)
-    bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
+    bad = np.flatnonzero(~in_domain(column, values))
     if not len(bad):
         return
     row = int(bad[0])
     value = values[row]
     more = f" (and {len(bad) - 1} more rows)" if len(bad) > 1 else ""
-    problem = "is missing" if np.isnan(value) else f"is {value:g}, which is not a positive, finite number"
+    problem = "is missing" if np.isnan(value) else f"is {value:g}; it must be {domain(column)}"
     raise InputError(
         f"{table.source} {table.labels[row]}: {table.in_file(column)} {problem}{more}; fill in its value, or give the "
         "run the status failed to leave it out of fits."

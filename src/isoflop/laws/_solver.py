@@ -10,10 +10,11 @@ optimiser works on sums that are compared only with themselves, so the size of �
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from isoflop.laws.forms import Columns, Form
+from isoflop.laws.forms import Columns, Form, Parameter
 
 _CHUNK = 40_000  # fits × rows that are worked on together: arrays that stay in cache
 _TINY = 1e-300
@@ -62,7 +63,8 @@ class Problem:
         """Exponents [B, 1] at coordinates [B, p]."""
         values = {name: np.full((1, 1), value) for name, value in self.pinned.items()}
         first = len(self.coefficients)
-        return values | {parameter.name: z[:, first + k, None] for k, parameter in enumerate(self.exponents)}
+        moving = {parameter.name: z[:, first + k, None] for k, parameter in enumerate(self.exponents)}
+        return values | {p.name: np.exp(moving[p.name]) if p.log else moving[p.name] for p in self.exponents}
 
     def parameters(self, z: np.ndarray) -> dict[str, np.ndarray]:
         """All parameters of the law in their own units, [B, 1] each."""
@@ -76,23 +78,32 @@ class Problem:
         """Coordinates [B, p] of parameters [B, 1]."""
         at_reference = self.form.terms(self.reference, parameters)
         scaled = [parameters[p.name] * at_reference[p.name] for p in self.coefficients]
-        return np.concatenate([*scaled, *(parameters[p.name] for p in self.exponents)], axis=1)
+        return np.concatenate([*scaled, *(_moving(p, parameters[p.name]) for p in self.exponents)], axis=1)
 
     def clip(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Coordinates [B, p] projected on the bounds, and the bounds there; those of s move with θ."""
         first = len(self.coefficients)
         z = z.copy()
-        z[:, first:] = np.clip(z[:, first:], [p.lower for p in self.exponents], [p.upper for p in self.exponents])
+        z[:, first:] = np.clip(z[:, first:], *self.exponent_bounds)
         at_reference = self.form.terms(self.reference, self.theta(z))
-        both = []
+        both: list[np.ndarray] = []
         for side in ("lower", "upper"):
             bounds = np.empty_like(z)
             for j, p in enumerate(self.coefficients):
                 value = getattr(p, side)
                 bounds[:, j] = value if value == 0 or np.isinf(value) else (value * at_reference[p.name])[..., 0]
-            bounds[:, first:] = [getattr(p, side) for p in self.exponents]
+            bounds[:, first:] = self.exponent_bounds[len(both)]
             both.append(bounds)
         return np.clip(z, both[0], both[1]), both[0], both[1]
+
+    @cached_property
+    def exponent_bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper bounds [exponents] of the coordinates θ."""
+        low, high = (
+            np.array([float(_moving(p, np.array(getattr(p, side)))) for p in self.exponents])
+            for side in ("lower", "upper")
+        )
+        return low, high
 
     # objective and derivatives
 
@@ -101,7 +112,7 @@ class Problem:
         theta = self.theta(z)
         terms = self.form.terms(self.features, theta)
         at_reference = self.form.terms(self.reference, theta)
-        coefficients = {name: theta[name] for name in self.pinned if name in terms}
+        coefficients = {name: theta.get(name, np.ones((1, 1))) for name in terms}
         coefficients |= {p.name: z[:, j, None] / at_reference[p.name] for j, p in enumerate(self.coefficients)}
         loss = sum(coefficients[name] * terms[name] for name in terms)
         loss = np.maximum(loss, _TINY)
@@ -134,7 +145,7 @@ class Problem:
                     moved = at_reference[exponent, name] / point.at_reference[name]
                     derivative = derivative - moved * point.terms[name]
                 total = total + point.coefficients[name] * derivative
-            columns.append(total * inverse)
+            columns.append((total * point.theta[p.name] if p.log else total) * inverse)
         return np.stack([np.broadcast_to(column, point.residuals.shape) for column in columns], axis=1)
 
     def normal_equations(
@@ -153,6 +164,11 @@ class Problem:
         outer = np.matmul(jacobian * reweighted[:, None, :], transposed)
         inner = outer if np.isinf(self.delta) else np.matmul(jacobian * inside[:, None, :], transposed)
         return gradient, inner, outer
+
+
+def _moving(parameter: Parameter, value: np.ndarray) -> np.ndarray:
+    """The coordinate of an exponent."""
+    return np.asarray(np.log(value) if parameter.log else value)
 
 
 @dataclass

@@ -1,20 +1,20 @@
 """Where a fit starts: a grid over the exponents, with the best non-negative coefficients at each point."""
 
+import math
 from itertools import combinations, product
 
 import numpy as np
 
 from isoflop.laws._solver import Problem
 
+_COMBINATIONS = 1500  # points of the grid at most
 _ROWS = 400  # rows that the grid looks at
 _SPREAD = 2  # one start of every so many is drawn from the whole grid, the others are its best points
 
 
 def starts(problem: Problem, restarts: int, rng: np.random.Generator) -> np.ndarray:
     """Coordinates [restarts, p] of distinct starting points, the most promising first."""
-    grid = np.array(list(product(*(p.starts for p in problem.exponents))), dtype=float).reshape(
-        -1, len(problem.exponents)
-    )
+    grid = _grid(problem, rng)
     rows = np.linspace(0, len(problem.log_loss) - 1, min(_ROWS, len(problem.log_loss))).round().astype(int)
     coefficients = np.zeros((len(grid), len(problem.coefficients)))
     z = np.concatenate([coefficients, grid], axis=1)
@@ -26,8 +26,9 @@ def starts(problem: Problem, restarts: int, rng: np.random.Generator) -> np.ndar
         wide = np.broadcast_to(value, (len(grid), len(problem.log_loss)))
         return np.asarray(wide[:, rows] / loss)
 
+    free = {p.name for p in problem.coefficients}
     known = sum(
-        (on_rows(point.coefficients[name] * point.terms[name]) for name in problem.pinned if name in point.terms),
+        (on_rows(point.coefficients[name] * term) for name, term in point.terms.items() if name not in free),
         np.zeros(shape),
     )
     scaled = [on_rows(point.terms[p.name] / point.at_reference[p.name]) for p in problem.coefficients]
@@ -39,6 +40,22 @@ def starts(problem: Problem, restarts: int, rng: np.random.Generator) -> np.ndar
     rest = order[len(best) :]
     others = rng.choice(rest, size=min(restarts - len(best), len(rest)), replace=False)
     return np.asarray(z[np.concatenate([best, others])])
+
+
+def _grid(problem: Problem, rng: np.random.Generator) -> np.ndarray:
+    """Exponents' coordinates [_, exponents]: every combination of their starts, or many drawn ones if that is too many.
+
+    Drawn ones lie anywhere between a start and the next, so that no two fits begin alike.
+    """
+    exponents = problem.exponents
+    if math.prod(len(p.starts) for p in exponents) <= _COMBINATIONS:
+        grid = np.array(list(product(*(p.starts for p in exponents))), dtype=float).reshape(-1, len(exponents))
+        return np.asarray(np.where([p.log for p in exponents], np.log(np.where(grid > 0, grid, 1.0)), grid))
+    columns = []
+    for p in exponents:
+        starts = np.sort(np.log(p.starts) if p.log else np.array(p.starts))
+        columns.append(np.interp(rng.uniform(0, 1, _COMBINATIONS), np.linspace(0, 1, len(starts)), starts))
+    return np.stack(columns, axis=1)
 
 
 def _non_negative(terms: np.ndarray, target: np.ndarray) -> np.ndarray:

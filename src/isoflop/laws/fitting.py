@@ -47,6 +47,7 @@ def fit(
     """
     form = form_named(law) if isinstance(law, str) else law
     table, left_out = fit_rows(runs, form)
+    pinned = without_columns(form, table) | dict(pinned or {})
     fixed = check_options(form, huber_delta=huber_delta, bootstrap=bootstrap, pinned=pinned, restarts=restarts)
     free = len(form.names) - len(fixed)
     if len(table) < free:
@@ -55,7 +56,7 @@ def fit(
             "or pin parameters."
         )
     columns = {name: table.numeric(name) for name in form.columns}
-    problem = Problem(form, columns, table.numeric("loss"), pinned=fixed, huber_delta=huber_delta)
+    problem = Problem(form, columns, table.numeric(form.target), pinned=fixed, huber_delta=huber_delta)
     rng = np.random.default_rng(seed)
     solution = minimise(problem, starts(problem, restarts, rng))
     best = solution.coordinates[[solution.best()]]
@@ -81,6 +82,15 @@ def fit(
         restarts=restarts,
         warnings=mixed(table, form),
     )
+
+
+def without_columns(form: Form, table: RunTable) -> dict[str, float]:
+    """What is pinned because an optional column of the law is absent, or has its neutral value in every row."""
+    pinned: dict[str, float] = {}
+    for name, neutral in form.optional.items():
+        if np.all(table.numeric(name) == neutral.value):
+            pinned |= neutral.pinned
+    return pinned
 
 
 def check_options(

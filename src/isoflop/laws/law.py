@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from isoflop.errors import InputError
-from isoflop.laws.forms import Form
+from isoflop.laws.forms import Form, domain, in_domain
 from isoflop.laws.table import RunTable, as_columns
 
 
@@ -40,8 +40,8 @@ class Law:
 
     @property
     def asymptote(self) -> float:
-        """The loss that no budget buys, nats per token."""
-        return float(self.parameters[self.form.asymptote])
+        """The loss that no budget buys, nats per token; 0 for a law without one."""
+        return 0.0 if self.form.asymptote is None else float(self.parameters[self.form.asymptote])
 
     def predict(self, runs: RunTable | Mapping[str, Any]) -> np.ndarray:
         """Loss [n] in nats per token of rows or columns; what is outside `range` is said in `warnings`.
@@ -56,9 +56,9 @@ class Law:
         """The columns that the law reads, after all checks."""
         columns = as_columns(runs, self.form.columns)
         for name, values in columns.items():
-            if not (np.all(np.isfinite(values)) and np.all(values > 0)):
-                wrong = values[~(np.isfinite(values) & (values > 0))][0]
-                raise InputError(f"{name} is {wrong:g}; a prediction needs positive, finite values.")
+            good = in_domain(name, values)
+            if not np.all(good):
+                raise InputError(f"{name} is {values[~good][0]:g}; a prediction needs it {domain(name)}.")
         for name, value in self.fixed.items():
             if name not in runs:
                 continue

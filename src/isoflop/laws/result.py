@@ -204,7 +204,7 @@ class Fit:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain JSON values; `Fit.from_dict` gives an equal fit."""
-        kept = [*self.form.columns, "loss"]
+        kept = [*self.form.columns, self.form.target]
         kept += [
             name
             for name in ("flops", "flops_convention", "params_active", "expansion_rate", "granularity", "budget")
@@ -276,7 +276,7 @@ def held_out_split(values: np.ndarray, largest: float) -> float:
 
 def held_out_score(fit: Fit, held_out: RunTable, *, by: str, threshold: float) -> Holdout:
     """Score a fit on rows that it did not see."""
-    errors = np.log(held_out.numeric("loss") / fit.predict(held_out))
+    errors = np.log(held_out.numeric(fit.form.target) / fit.predict(held_out))
     return Holdout(
         by=by,
         threshold=threshold,

@@ -85,6 +85,8 @@ def fit_shared(
     forms, tables, left_out = {}, {}, {}
     for name, (runs, law) in groups.items():
         forms[name] = form_named(law) if isinstance(law, str) else law
+        if forms[name].asymptote is None:
+            raise InputError(f"group {name} has law {law}, which has no irreducible loss to share; choose another law.")
         tables[name], left_out[name] = fit_rows(runs, forms[name])
         if len(tables[name]) < len(forms[name].names) - 1:
             raise InputError(
@@ -218,6 +220,7 @@ def _starts(
         for group, own in form.forms.items():
             columns = {name: tables[group].numeric(name) for name in own.columns}
             loss = tables[group].numeric("loss")
+            assert own.asymptote is not None
             alone = Problem(own, columns, loss, pinned={own.asymptote: share * lowest}, huber_delta=huber_delta)
             solution = minimise(alone, starts(alone, 4, rng))
             values = alone.parameters(solution.coordinates[[solution.best()]])
