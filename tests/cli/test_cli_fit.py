@@ -1,6 +1,7 @@
 """`isoflop fit`: the documented call works, JSON has the documented keys, mistakes are one sentence."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import typer
 from click.testing import Result
 from typer.testing import CliRunner
 
-from isoflop import InputError
+from isoflop import InputError, RunError
 from isoflop.cli.fit import fit
 
 APP = typer.Typer()
@@ -57,6 +58,7 @@ def test_the_table_fits_a_hundred_columns(runs: Path) -> None:
     assert max(map(len, done.stdout.splitlines())) <= 100
     for word in ("alpha", "converged", "held out", "40 (1 not done)", "90% interval"):
         assert word in done.stdout
+    assert re.search(r"flops ≥ \d\.\d+e\d\d, ", done.stdout)
 
 
 def test_pins_conditions_and_files(runs: Path, tmp_path: Path) -> None:
@@ -84,6 +86,9 @@ def test_pins_conditions_and_files(runs: Path, tmp_path: Path) -> None:
         (("--column", "params_total=N", "--column", "tokens=D", "--huber-delta", "x"), "must be a number"),
         (("--column", "params_total=N", "--column", "tokens=D", "--where", "loss>9"), "none of the 41 rows"),
         (("--column", "params_total=N", "--column", "tokens=D", "--level", "9"), "level is 9"),
+        (("--column", "N=params_total"), "did you mean --column params_total=N?"),
+        (("--column", "params_total=N", "--column", "tokens=D", "--where", "size=3"), "no column size, it has params"),
+        (("--column", "params_total=N", "--column", "tokens=D", "--where", "loss<<3"), "'<<' is no comparison"),
     ],
 )
 def test_mistakes_are_one_sentence(runs: Path, arguments: tuple[str, ...], says: str) -> None:
@@ -92,3 +97,22 @@ def test_mistakes_are_one_sentence(runs: Path, arguments: tuple[str, ...], says:
     assert "\n" not in str(done.exception)
     assert says in str(done.exception)
     assert done.stdout == ""
+
+
+def test_a_directory_without_runs_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"a directory without runs\.csv"):
+        CliRunner().invoke(APP, [str(tmp_path)], catch_exceptions=False)
+
+
+def test_strict_fails_unless_converged(runs: Path, tmp_path: Path) -> None:
+    columns = ("--column", "params_total=N", "--column", "tokens=D", "--json")
+    assert isoflop_fit(str(runs), *columns, "--strict").exit_code == 0
+    table = tmp_path / "one-size.csv"
+    rows = [f"1e9,{tokens:.6g},{1.8 + 0.3 + 2100 / tokens**0.37:.6g}" for tokens in np.geomspace(1e9, 1e11, 12)]
+    table.write_text("\n".join(["params_total,tokens,loss", *rows]) + "\n")
+    lenient = isoflop_fit(str(table), "--json")
+    assert lenient.exit_code == 0
+    strict = isoflop_fit(str(table), "--json", "--strict")
+    assert isinstance(strict.exception, RunError)
+    assert "has status not_identified: the rows do not identify" in str(strict.exception)
+    assert json.loads(strict.stdout)["status"] == "not_identified"

@@ -106,7 +106,9 @@ def test_table_for_people():
     assert max(len(line) for line in text.splitlines() if "│" in line or "━" in line) <= 100
     marked = [line.split()[2] for line in text.splitlines() if line.startswith("│ *")]
     assert marked == ["moe-e64-g16", "moe-e64-g32", "moe-e64-g8"]
-    assert "warning: Params_total is outside" in text
+    assert text.startswith("warning: params_total is outside")
+    assert "krajewski-2024-e64 · 1.93e20 FLOPs" in text
+    assert "note: vocab_size 50257 and context 1024 are defaults" in text
     assert "isoflop train --spec spec.yaml --data DATA --out RUN --tokens 287" in text
 
 
@@ -123,6 +125,28 @@ def test_a_fit_plans_integer_models(fit_document, tmp_path):
     text = run("--law", str(path), "--flops", "2e14", "--template", str(tmp_path / "gelu.yaml"))
     assert "* gelu" in text
     assert "90%" in text
+
+
+def test_a_doubtful_fit_is_said_before_anything_else(fit_document, tmp_path):
+    path = tmp_path / "fit.json"
+    path.write_text(json.dumps({**fit_document, "status": "not_identified", "message": "E is loose"}))
+    arguments = ("--law", str(path), "--flops", "5e12", "--vocab-size", "256", "--context", "128")
+    says = "The law behind dense has status not_identified: E is loose."
+    text = run(*arguments)
+    assert text.startswith(f"warning: {says}\n")
+    assert "5e12 FLOPs" in " ".join(text.split())
+    assert "5T" not in text
+    assert document(*arguments)["warnings"][0] == says
+
+
+def test_directories_without_fits_say_what_to_run(tmp_path):
+    with pytest.raises(InputError, match=r"a directory without fits\.json; give a study's directory"):
+        run("--law", str(tmp_path), "--flops", "1e13")
+    (tmp_path / "study.yaml").write_text("name: small\n")
+    with pytest.raises(
+        InputError, match=r"a study without fits\.json; finish it with `isoflop study run .*study\.yaml"
+    ):
+        run("--law", str(tmp_path), "--flops", "1e13")
 
 
 def test_a_study_brings_its_architectures(fit_document, tmp_path):
@@ -157,7 +181,7 @@ def test_a_study_brings_its_architectures(fit_document, tmp_path):
         (["--convention", "6ND"], "use convention krajewski, or a law of 6ND: hoffmann-2022"),
         (["--flops", "-1"], "flops is -1"),
         (["--flops", "much"], "flops is 'much'"),
-        (["--max-params-active", "1"], "max_params_active is 1, which leaves no candidate; allow at least 1000"),
+        (["--max-params-active", "1"], "max_params_active is 1, which leaves no candidate; allow at least 49152"),
         (["--tokens-available", "none"], "tokens_available is 'none'"),
         (["--within", "-1"], "within is -1"),
         (["--spec-out", "absent/spec.yaml"], "spec_out is absent/spec.yaml, which cannot be written"),

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from tests.planner.made_up_runs import DENSE, MOE, true_loss
 
@@ -124,6 +125,45 @@ def test_warnings_of_the_fit(fits):
     assert plan(flops=3e13, law=fits, templates=[DENSE, *MOE]).warnings == ()
 
 
+def test_a_doubtful_law_of_any_row_is_said_first(fits):
+    doubtful = replace(fits["moe-e8"], status="not_identified", message="b and beta are not told apart")
+    for name in ("dense", "moe-e8"):
+        other = {"dense": "moe-e8", "moe-e8": "dense"}[name]
+        laws_used = {name: replace(fits[name], status="failed", message="no minimum"), other: fits[other]}
+        first = plan(flops=1e16, law=laws_used, templates=[DENSE, *MOE]).warnings[0]
+        assert "has status failed: no minimum." in first
+        assert ("dense" in first) == (name == "dense")
+    both = plan(flops=1e13, law={"dense": fits["dense"], "moe-e8": doubtful}, templates=[DENSE, MOE[0]])
+    assert both.warnings == ("The law behind moe-e8-g1 has status not_identified: b and beta are not told apart.",)
+
+
+def test_a_template_without_a_law_is_left_out_and_the_others_are_planned(fits):
+    stranger = DENSE.with_experts("stranger", granularity=2, expansion_rate=4)
+    odd = replace(DENSE, name="odd", head_dim=94, queries_per_kv=1000)
+    found = plan(flops=1e13, law=fits, templates=[stranger, DENSE, odd, MOE[0]])
+    alone = plan(flops=1e13, law=fits, templates=[DENSE, MOE[0]])
+    assert [row.loss for row in found.table] == [row.loss for row in alone.table]
+    assert len(found.warnings) == 2
+    assert found.warnings[0].startswith("template stranger is left out: law has dense, moe-e8, of which none holds")
+    assert found.warnings[1].startswith("template odd is left out: head_dim 94")
+    with pytest.raises(InputError, match="none holds for template stranger"):
+        plan(flops=1e13, law=fits, templates=[stranger, odd])
+
+
+def test_a_family_that_the_limits_leave_nothing_of_is_named(fits):
+    least = plan(flops=1e14, law=fits["dense"], templates=[DENSE], max_params_total=1e4).best.params_total
+    found = plan(flops=1e14, law=fits, templates=[DENSE, MOE[0]], max_params_total=least)
+    assert "No model of moe-e8-g1 fits the budget and its limits." in found.warnings
+
+
+def test_a_loss_worse_than_guessing_is_said(fits):
+    tiny = replace(DENSE, vocab_size=4)
+    found = plan(flops=1e13, law=fits["dense"], templates=[tiny])
+    assert found.best.loss > np.log(4)
+    assert "worse than guessing among 4 tokens" in found.warnings[0]
+    assert "a budget of 1e13 FLOPs is too small for law chinchilla" in found.warnings[0]
+
+
 def test_the_published_law_on_integer_models_leaves_the_router_out_of_n():
     template = Template(vocab_size=50257, context=256, activation="relu").with_experts(
         "moe", granularity=16, expansion_rate=64
@@ -145,7 +185,7 @@ def test_the_published_law_on_integer_models_leaves_the_router_out_of_n():
         ({"templates": []}, "templates is empty, but convention exact"),
         ({"templates": [DENSE, DENSE]}, "'dense' twice"),
         ({"templates": [DENSE.with_experts("x", granularity=2, expansion_rate=4)]}, "none holds for template x"),
-        ({"flops": 1e4}, "flops is 10000; not even the smallest candidate"),
+        ({"flops": 1e4}, "flops is 1e4; not even the smallest candidate, of 8272 active parameters, .* 128 tokens"),
         ({"tokens_available": 100}, "tokens_available is 100, which leaves no candidate; allow at least 128"),
         ({"convention": "6ND"}, "counts FLOPs as exact"),
         ({"granularities": [0]}, "granularities is .*whole numbers from 1"),

@@ -150,6 +150,26 @@ def test_extrapolation_is_said():
     assert law.warnings == []
 
 
+@pytest.mark.parametrize("flops", [3e9, 1e11, 1e13])
+@pytest.mark.parametrize("name", laws.PUBLISHED)
+def test_small_budgets_give_models_that_exist(name, flops):
+    """At least one block, one head and one sequence; and a loss above that of guessing is said."""
+    found = plan(flops=flops, law=name)
+    for row in found.table:
+        assert row.n_layers >= 1 - 1e-9
+        assert row.d_model >= 64 - 1e-6
+        assert row.tokens >= 1024 - 1e-6
+    guessing = any("worse than guessing among 50257 tokens" in sentence for sentence in found.warnings)
+    assert guessing == (found.best.loss > np.log(50257))
+    assert plan(flops=5e8, law="hoffmann-2022").best.n_layers == pytest.approx(1, abs=0.01)
+
+
+def test_assumed_vocabulary_and_context_are_noted():
+    assert "vocab_size 50257 and context 1024 are defaults" in plan(flops=1e20, law="hoffmann-2022").notes[0]
+    assert plan(flops=1e20, law="hoffmann-2022", vocab_size=300).notes[0].startswith("context 1024 is a default")
+    assert plan(flops=1e20, law="hoffmann-2022", vocab_size=300, context=64).notes == ()
+
+
 def test_a_law_that_knows_the_expansion_rate_ranks_it():
     class Both(laws.FineGrained):
         """Fine-grained, with the gain of the expansion rate as a column that it reads."""
@@ -175,9 +195,11 @@ def test_a_law_that_knows_the_expansion_rate_ranks_it():
         ({"expansion_rates": [8]}, "expansion_rates is 8; .*expansion_rate 64 alone"),
         ({"law": "hoffmann-2022", "granularities": [8]}, "granularity 1 alone"),
         ({"tokens_available": 0}, "tokens_available is 0"),
-        ({"max_params_active": 10}, "max_params_active is 10, .* at least 1000"),
-        ({"max_params_total": 2000}, "max_params_total is 2000, .* at least 43000"),
+        ({"max_params_active": 10}, "max_params_active is 10, .* at least 49152"),
+        ({"max_params_total": 2000}, "max_params_total is 2000, .* at least 2113536"),
         ({"level": 1}, "level is 1"),
+        ({"flops": 1e8}, "flops is 1e8; not even the smallest candidate, of 49152 active .* sequence of 1024 tokens"),
+        ({"tokens_available": 100}, "tokens_available is 100, .* at least 1024, the least tokens"),
     ],
 )
 def test_wrong_input_names_argument_and_value(arguments, words):

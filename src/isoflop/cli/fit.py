@@ -11,6 +11,9 @@ from isoflop.errors import InputError, RunError
 if TYPE_CHECKING:
     from isoflop.laws import Fit, Holdout
 
+_FLOPS = ("flops", "budget")
+"""Columns that count FLOPs."""
+
 
 def fit(
     runs: Annotated[Path, typer.Argument(help="Run table (.csv, .jsonl, .parquet) or a study's directory.")],
@@ -38,6 +41,7 @@ def fit(
     holdout_by: Annotated[str, typer.Option(help="Column that says which runs are large.")] = "flops",
     seed: Annotated[int, typer.Option(help="Of restarts and resamples.")] = 0,
     restarts: Annotated[int, typer.Option(help="Starting points; their agreement decides the status.")] = 16,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 unless the fit's status is converged.")] = False,
     out: Annotated[Path | None, typer.Option(help="Write the whole fit with its draws to this JSON file.")] = None,
     json: JsonFlag = False,
 ) -> None:
@@ -45,6 +49,8 @@ def fit(
     from isoflop import laws
 
     columns = dict(_assignment("--column", text) for text in column or ())
+    if runs.is_dir() and not (runs / "runs.csv").exists():
+        raise InputError(f"runs is {runs}, a directory without runs.csv; give a run table or a study that has runs.")
     table = laws.read_runs(runs / "runs.csv" if runs.is_dir() else runs, columns)
     n_read = len(table)
     for condition in where or ():
@@ -89,6 +95,8 @@ def fit(
         print_json(document)
     else:
         _print(fitted, intervals, level, score, without_score, table.notes, f"{runs} · {fitted.form.equation}")
+    if strict and fitted.status != "converged":
+        raise RunError(f"the fit of law {law} has status {fitted.status}: {fitted.message}.")
     if fitted.status == "failed":
         raise RunError(f"the fit of law {law} did not find a minimum: {fitted.message}.")
 
@@ -102,6 +110,8 @@ def _print(
     notes: tuple[str, ...],
     title: str,
 ) -> None:
+    from isoflop.laws import exponent
+
     rows = []
     for parameter in fitted.form.parameters:
         interval = intervals.get(parameter.name)
@@ -118,9 +128,8 @@ def _print(
         ["noise of ln loss", f"{fitted.noise:.2%}"],
     ]
     if score is not None:
-        held_out = (
-            f"{score.rmse:.2%} RMSE of ln loss on {score.n_held_out} rows with {score.by} ≥ {si(score.threshold)}"
-        )
+        threshold = exponent(score.threshold) if score.by in _FLOPS else si(score.threshold)
+        held_out = f"{score.rmse:.2%} RMSE of ln loss on {score.n_held_out} rows with {score.by} ≥ {threshold}"
         about.append(["held out", f"{held_out}, fitted on {score.n_fit}"])
         about.append(
             ["", f"measured lies {abs(score.bias):.2%} {'above' if score.bias > 0 else 'below'} predicted on average"]

@@ -67,7 +67,7 @@ def plan(
     templates = [Template.like(load_spec(path), path.stem) for path in template or []]
     spacing = planner.SPACING
     for each in law:
-        file = Path(each) / "fits.json" if Path(each).is_dir() else Path(each)
+        file = _law_file(each)
         found = _read_laws(each, file)
         laws |= found
         if not template and vocab_size is None and (file.parent / "study.yaml").exists():
@@ -97,6 +97,23 @@ def plan(
         print_json(result.to_dict(within))
         return
     _print_plan(result, near, within, spec_out, ", ".join(law))
+
+
+def _law_file(name: str) -> Path:
+    """Where the fits of a law argument are: the file itself, or a study's fits.json.
+
+    Raises:
+        InputError: if it is a directory without one.
+    """
+    path = Path(name)
+    if not path.is_dir():
+        return path
+    if not (path / "fits.json").exists():
+        if not (path / "study.yaml").exists():
+            raise InputError(f"law is {name}, a directory without fits.json; give a study's directory or a .json file.")
+        finish = f"isoflop study run {path / 'study.yaml'} --out {name}"
+        raise InputError(f"law is {name}, a study without fits.json; finish it with `{finish}`, which fits its laws.")
+    return path / "fits.json"
 
 
 def _read_laws(name: str, file: Path) -> "dict[str, Law | Fit]":
@@ -159,6 +176,8 @@ def _study_templates(directory: Path, known: Container[str]) -> "tuple[list[Temp
 
 
 def _print_plan(result: "Plan", near: "Sequence[PlanRow]", within: float, spec_out: Path | None, names: str) -> None:
+    from isoflop.laws import exponent
+
     best = result.best
     leaders = {row.architecture: row for row in reversed(result.table)}.values()
     shown = [row for row in result.table if row in near or row in leaders][:_SHOWN]
@@ -179,8 +198,10 @@ def _print_plan(result: "Plan", near: "Sequence[PlanRow]", within: float, spec_o
         if intervals:
             cells.append("–" if row.loss_interval is None else "{:.3f}–{:.3f}".format(*row.loss_interval))
         rows.append(cells)
+    for sentence in result.warnings:
+        typer.echo(f"warning: {sentence}")
     columns = ["architecture", "G", "E", "shape", "active", "total", "tokens", "loss", *(["90%"] if intervals else [])]
-    print_table(f"{names} · {si(result.flops)} FLOPs · convention {result.convention}", columns, rows)
+    print_table(f"{names} · {exponent(result.flops)} FLOPs · convention {result.convention}", columns, rows)
     lines = [
         f"* within {within:g} nats of the best: {len(near)} of {len(result.table)} rows; shape is layers × d_model, "
         "parameters are non-embedding."
@@ -190,7 +211,7 @@ def _print_plan(result: "Plan", near: "Sequence[PlanRow]", within: float, spec_o
             lines.append(f"  {name}: from {si(low)} to {si(high)} active parameters.")
     for name, cost in result.constraint_costs.items():
         lines.append(f"{name} costs {cost:.4f} nats.")
-    lines += [f"warning: {sentence}" for sentence in result.warnings]
+    lines += [f"note: {sentence}" for sentence in result.notes]
     spec = spec_out or "spec.yaml"
     hint = "" if spec_out else "   (with --spec-out spec.yaml)"
     lines.append(f"train: isoflop train --spec {spec} --data DATA --out RUN --tokens {best.tokens:.0f}{hint}")

@@ -120,19 +120,30 @@ def ladder_families(
     granularities: Sequence[int] | None,
     expansion_rates: Sequence[float] | None,
     spacing: float,
-) -> list[Family]:
+) -> tuple[list[Family], list[str]]:
     """One family for each template, at each granularity and expansion rate that was asked for.
 
+    A template that has no law, or one that holds for other experts, or no size, is left out; sentences say why.
+
     Raises:
-        InputError: if a template has no law, or one that holds for other experts.
+        InputError: if none is left.
     """
     families: list[Family] = []
+    errors: dict[str, InputError] = {}
     for template in _variants(templates, granularities, expansion_rates):
-        fitted = _law_of(template, laws)
-        families.append(
-            LadderFamily(name=template.name, law=fitted, convention=convention, template=template, spacing=spacing)
-        )
-    return families
+        try:
+            fitted = _law_of(template, laws)
+            family = LadderFamily(
+                name=template.name, law=fitted, convention=convention, template=template, spacing=spacing
+            )
+            family.smallest()
+        except InputError as error:
+            errors[template.name] = error
+        else:
+            families.append(family)
+    if not families:
+        raise next(iter(errors.values()))
+    return families, [f"template {name} is left out: {error}" for name, error in errors.items()]
 
 
 def _law_of(template: Template, laws: Mapping[str, LossLaw]) -> LossLaw:

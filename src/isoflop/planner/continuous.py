@@ -25,8 +25,10 @@ CONVENTIONS: Final[Mapping[str, str]] = MappingProxyType(
 )
 """Conventions of spec.CONVENTIONS that need neither context nor vocabulary, so that a continuous shape has a cost."""
 
+SMALLEST: Final = 12 * ASPECT**2
+"""Active parameters of the smallest shape: one block, one head of 64 wide."""
+
 _GRID = 257
-_SMALLEST = 1e3
 
 
 def shapes(
@@ -62,9 +64,12 @@ def shapes(
     }
 
 
-def size_range(flops: float) -> tuple[float, float]:
-    """Active parameters between which an optimum is sought: from a thousand to those that leave one token."""
-    return _SMALLEST, max(10 * _SMALLEST, flops / 6)
+def size_range(flops: float, context: int) -> tuple[float, float]:
+    """Active parameters between which an optimum is sought: from one block to those that leave one sequence.
+
+    Where the budget does not buy one sequence of the smallest shape, the second is below the first.
+    """
+    return SMALLEST, flops / (6 * context)
 
 
 def minimise(objective: Callable[[np.ndarray], np.ndarray], low: float, high: float) -> float:

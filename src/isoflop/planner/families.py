@@ -67,22 +67,30 @@ class ContinuousFamily:
 
     def smallest(self) -> dict[str, float]:
         """The least that each limit can be."""
-        low = continuous.size_range(1.0)[0]
-        return {"params_active": low, "params_total": low * (8 * self.expansion_rate + 4) / 12, "tokens": 0}
+        low = continuous.SMALLEST
+        return {
+            "params_active": low,
+            "params_total": low * (8 * self.expansion_rate + 4) / 12,
+            "tokens": self.template.context,
+        }
 
     def solve(self, flops: float, constraints: Constraints, level: float) -> tuple[list[PlanRow], Curve | None]:
-        """The best size, and loss against size; no row if the constraints leave none."""
+        """The best size, and loss against size; no row if the constraints or the budget leave none."""
+        smallest, largest = continuous.size_range(flops, self.template.context)
+        if largest < smallest:
+            return [], None
 
         def loss(sizes: np.ndarray) -> np.ndarray:
             columns = self._columns(sizes, flops, constraints)
-            return np.where(constraints.admits(columns), _predict(self.law, columns), np.inf)
+            allowed = constraints.admits(columns) & (columns["tokens"] >= self.template.context)
+            return np.where(allowed, _predict(self.law, columns), np.inf)
 
-        size = continuous.minimise(loss, *continuous.size_range(flops))
+        size = continuous.minimise(loss, smallest, largest)
         if not np.isfinite(loss(np.array([size]))).all():
             return [], None
         columns = self._columns(np.array([size]), flops, constraints)
         rows = _rows(self, columns, _predict(self.law, columns), level, [None])
-        sizes = size * np.geomspace(1 / _CURVE, _CURVE, 201)
+        sizes = np.geomspace(max(smallest, size / _CURVE), size * _CURVE, 201)
         return rows, Curve(architecture=self.name, params_active=sizes, loss=loss(sizes))
 
     def _columns(self, sizes: np.ndarray, flops: float, constraints: Constraints) -> Columns:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from isoflop.errors import InputError
-from isoflop.laws import Fit
+from isoflop.laws import Fit, exponent
 from isoflop.planner.candidates import (
     agreed_convention,
     continuous_families,
@@ -19,6 +19,9 @@ from isoflop.planner.families import Family, LossLaw, constants, knows_uncertain
 from isoflop.planner.ladder import SPACING
 from isoflop.planner.result import Curve, Plan, PlanRow
 from isoflop.planner.template import Template
+
+_VOCAB_SIZE = 50257
+_CONTEXT = 1024
 
 
 def plan(
@@ -62,9 +65,11 @@ def plan(
         spacing: ratio of the sizes of integer models; best that of the runs which the law was fitted on, so that a plan
             stands on shapes that were tried.
 
+    A template that no law describes is left out, and `warnings` of the plan says so; `notes` says what was assumed.
+
     Raises:
-        InputError: if an argument is out of range, law and convention do not belong together, or the constraints leave
-            nothing.
+        InputError: if an argument is out of range, law and convention do not belong together, no template has a law, or
+            budget and constraints leave nothing.
     """
     if not 0 < flops < math.inf:
         raise InputError(f"flops is {flops:g}; it must be positive and finite.")
@@ -79,16 +84,20 @@ def plan(
     convention = agreed_convention(laws, convention)
     if not templates and convention not in CONVENTIONS and vocab_size is not None and context is not None:
         templates = default_templates(laws, vocab_size, context)
+    families: Sequence[Family]
+    left_out: list[str] = []
+    notes: list[str] = []
     if templates:
-        families = ladder_families(laws, convention, templates, granularities, expansion_rates, spacing)
+        families, left_out = ladder_families(laws, convention, templates, granularities, expansion_rates, spacing)
     else:
+        notes = _assumed(vocab_size, context)
         families = continuous_families(
             laws,
             convention,
             granularities,
             expansion_rates,
-            vocab_size=50257 if vocab_size is None else vocab_size,
-            context=1024 if context is None else context,
+            vocab_size=_VOCAB_SIZE if vocab_size is None else vocab_size,
+            context=_CONTEXT if context is None else context,
         )
     rows, curves = _solve(families, flops, constraints, level)
     if not rows:
@@ -103,7 +112,8 @@ def plan(
         table=tuple(rows),
         curves=tuple(curves),
         constraint_costs=costs,
-        warnings=tuple(_warnings(families, rows, flops)),
+        warnings=(*_warnings(families, rows, flops), *left_out),
+        notes=tuple(notes),
     )
 
 
@@ -120,27 +130,65 @@ def _solve(
 def _nothing_left(families: Sequence[Family], flops: float, constraints: Constraints, level: float) -> InputError:
     free, _ = _solve(families, flops, Constraints(), level)
     if not free:
-        return InputError(f"flops is {flops:g}; not even the smallest candidate can be trained on one sequence.")
+        smallest = min((family.smallest() for family in families), key=lambda least: least["params_active"])
+        return InputError(
+            f"flops is {exponent(flops)}; not even the smallest candidate, of {smallest['params_active']:.0f} active "
+            f"parameters, can be trained on one sequence of {smallest['tokens']:.0f} tokens."
+        )
     least = [family.smallest() for family in families]
     return constraints.explain_nothing_left({name: min(row[name] for row in least) for name in least[0]})
 
 
+def _assumed(vocab_size: int | None, context: int | None) -> list[str]:
+    """What stands in for arguments that continuous shapes can do without, and what it touches."""
+    defaults = [("vocab_size", vocab_size, _VOCAB_SIZE), ("context", context, _CONTEXT)]
+    assumed = [f"{name} {default}" for name, given, default in defaults if given is None]
+    if not assumed:
+        return []
+    return [
+        f"{' and '.join(assumed)} {'are defaults' if len(assumed) > 1 else 'is a default'}: the spec of the best model "
+        "has them, the ranking does not depend on them."
+    ]
+
+
+def _doubts(families: Sequence[Family], rows: Sequence[PlanRow]) -> list[str]:
+    """Which of the fits behind the rows are not to be trusted, the best row's first."""
+    laws = {family.name: family.law for family in families}
+    found: dict[tuple[str, str], list[str]] = {}
+    for name in dict.fromkeys(row.architecture for row in rows):
+        law = laws[name]
+        if isinstance(law, Fit) and law.status != "converged":
+            found.setdefault((law.status, law.message), []).append(name)
+    return [
+        f"The law behind {', '.join(names)} has status {status}: {message.rstrip('.')}."
+        for (status, message), names in found.items()
+    ]
+
+
 def _warnings(families: Sequence[Family], rows: Sequence[PlanRow], flops: float) -> list[str]:
-    """What the best row's prediction cannot promise."""
+    """What the predictions cannot promise: doubtful fits of all rows first, then the best row's own limits."""
     best = rows[0]
     family = next(family for family in families if family.name == best.architecture)
     law = constants(family.law)
-    sentences = []
-    if isinstance(family.law, Fit):
-        if family.law.status != "converged":
-            sentences.append(f"The fit of law {law.name} has status {family.law.status}: {family.law.message}")
-        if not knows_uncertainty(family.law):
-            sentences.append("The fit has no bootstrap draws, or no more rows than parameters: no prediction interval.")
+    sentences = _doubts(families, rows)
+    guessing = math.log(best.template.vocab_size)
+    if best.loss > guessing:
+        sentences.append(
+            f"The predicted loss {best.loss:.3g} is worse than guessing among {best.template.vocab_size} tokens, which "
+            f"has {guessing:.3g}: a budget of {exponent(flops)} FLOPs is too small for law {law.name}."
+        )
+    if isinstance(family.law, Fit) and not knows_uncertainty(family.law):
+        sentences.append("The fit has no bootstrap draws, or no more rows than parameters: no prediction interval.")
     asked = replace(law, warnings=[])
     asked.predict({name: [value] for name, value in best.to_dict().items() if isinstance(value, (int, float))})
-    sentences += [f"{sentence[0].upper()}{sentence[1:]}" for sentence in asked.warnings]
+    sentences += asked.warnings
     if best.flops < 0.98 * flops:
         sentences.append(
-            f"Only {best.flops:.3g} of {flops:.3g} FLOPs are spent: the available tokens, seen once, last no longer."
+            f"Only {exponent(best.flops)} of {exponent(flops)} FLOPs are spent: the available tokens, seen once, last "
+            "no longer."
         )
+    solved = {row.architecture for row in rows}
+    missing = [family.name for family in families if family.name not in solved]
+    if missing:
+        sentences.append(f"No model of {', '.join(missing)} fits the budget and its limits.")
     return sentences

@@ -87,7 +87,9 @@ class Plan:
     constraint_costs: Mapping[str, float]
     """Nats that each constraint costs: best loss with all of them less best loss without this one."""
     warnings: tuple[str, ...]
-    """Sentences about what the prediction cannot promise."""
+    """Sentences about what the prediction cannot promise, doubtful fits first."""
+    notes: tuple[str, ...] = ()
+    """Sentences about what was assumed."""
 
     @property
     def best(self) -> PlanRow:
@@ -110,7 +112,7 @@ class Plan:
         return {name: sizes for name, sizes in found.items() if sizes is not None}
 
     def to_dict(self, within: float = 0.002) -> dict[str, Any]:
-        """Plain dictionary for JSON: best (with its spec), table, near_optimal, constraint_costs, warnings."""
+        """Plain dictionary for JSON: best (with its spec), table, near_optimal, constraint_costs, warnings, notes."""
         return {
             "best": {**self.best.to_dict(), "spec": spec_to_dict(self.best.spec)},
             "table": [row.to_dict() for row in self.table],
@@ -121,6 +123,7 @@ class Plan:
             },
             "constraint_costs": dict(self.constraint_costs),
             "warnings": list(self.warnings),
+            "notes": list(self.notes),
             "flops": self.flops,
             "flops_convention": self.convention,
         }
