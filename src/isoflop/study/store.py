@@ -118,7 +118,9 @@ class StudyStore:
     def write_failure(self, run_id: str, row: Mapping[str, Any]) -> None:
         """Record that a run ended with an error."""
         self.run_directory(run_id).mkdir(parents=True, exist_ok=True)
-        self.write_json(f"runs/{run_id}/failed.json", row)
+        name = f"runs/{run_id}/failed.json"
+        self.write_json(name, row)
+        os.utime(self.path / name)  # `failure` goes by its time, also where the run failed in the same way before
 
     def is_claimed(self, run_id: str) -> bool:
         """Whether a process is carrying out the run right now."""
