@@ -109,6 +109,12 @@ class ExpertsSpec:
         total = self.n_experts + self.shared_experts
         return 1 - (self.top_k + self.shared_experts) / total
 
+    @property
+    def gates_after_norm(self) -> bool:
+        """Whether the gate multiplies after the output norm: with one expert per token the norm would cancel it."""
+        lone = self.router.kind == "token_choice" and self.top_k == 1 and not self.shared_experts
+        return lone and self.output_norm
+
     def is_expert_layer(self, layer: int) -> bool:
         """Whether block `layer` (from 0) is MoE."""
         return layer >= self.skip_first and (layer - self.skip_first + 1) % self.every == 0
