@@ -6,7 +6,7 @@ from dataclasses import replace
 from isoflop.errors import InputError
 from isoflop.laws import PUBLISHED, Fit, Law, published
 from isoflop.planner import continuous
-from isoflop.planner.families import ContinuousFamily, Family, LadderFamily, LossLaw, constants
+from isoflop.planner.families import COLUMNS, ContinuousFamily, Family, LadderFamily, LossLaw, constants
 from isoflop.planner.template import Template
 from isoflop.spec import CONVENTIONS, ExpertsSpec, RouterSpec
 
@@ -18,14 +18,33 @@ EXPANSION_RATES = tuple(2**power for power in range(7))
 
 
 def named_laws(law: str | LossLaw | Mapping[str, LossLaw]) -> dict[str, LossLaw]:
-    """Laws by architecture; the key is empty where one law serves all."""
+    """Laws by architecture; the key is empty where one law serves all.
+
+    Raises:
+        InputError: if there is none, or one that cannot rank models: it predicts no loss, or from what no model has.
+    """
     if isinstance(law, str):
-        return {"": published(law)}
-    if isinstance(law, (Law, Fit)):
-        return {"": law}
-    if not law:
+        laws: dict[str, LossLaw] = {"": published(law)}
+    elif isinstance(law, (Law, Fit)):
+        laws = {"": law}
+    else:
+        laws = dict(law)
+    if not laws:
         raise InputError("law is an empty mapping; give at least one law.")
-    return dict(law)
+    for each in map(constants, laws.values()):
+        if each.form.target != "loss":
+            raise InputError(f"law {each.name} predicts {each.form.target}; a plan needs a law of the loss.")
+        unknown = [name for name in each.form.columns if name not in COLUMNS]
+        if unknown:
+            raise InputError(
+                f"law {each.name} reads {', '.join(unknown)}, which no candidate has; they have {', '.join(COLUMNS)}."
+            )
+        if not {"tokens", "flops"} & set(each.form.columns):
+            raise InputError(
+                f"law {each.name} reads neither tokens nor flops, so that the largest model on the fewest tokens would "
+                "always win; a plan needs a law of size and tokens."
+            )
+    return laws
 
 
 def agreed_convention(laws: Mapping[str, LossLaw], convention: str | None) -> str:

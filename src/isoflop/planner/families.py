@@ -16,6 +16,23 @@ from isoflop.spec import DecoderSpec, count
 
 Columns = dict[str, np.ndarray]
 
+COLUMNS = (
+    "params_total",
+    "params_active",
+    "tokens",
+    "flops",
+    "n_layers",
+    "d_model",
+    "granularity",
+    "expansion_rate",
+    "n_experts",
+    "top_k",
+    "sparsity",
+    "expert_attention_ratio",
+    "depth_capacity",
+)
+"""Columns that every candidate has, and so a law may read."""
+
 _COUNTED = ("params_total", "params_active", "params_embedding", "params_router", "expert_attention_ratio")
 
 _CURVE = 32.0
