@@ -1,14 +1,16 @@
 """The decoder: causality, caching, recomputation, determinism, accounting, errors."""
 
 import copy
+import gc
 import math
+import weakref
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from isoflop.errors import InputError
-from isoflop.nn import Attention, Decoder, KVCache, calibrate_thresholds
+from isoflop.nn import Attention, Decoder, KVCache, calibrate_thresholds, dispatch, keep_freed_memory
 from isoflop.spec import (
     AttentionSpec,
     DecoderSpec,
@@ -320,3 +322,61 @@ def test_attention_works_alone():
     x_BTD = torch.randn(2, 5, 32)
     y_BTD = attention(x_BTD)
     torch.testing.assert_close(attention(x_BTD[:, :3]), y_BTD[:, :3], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_recomputation_keeps_no_assignment_alive(recompute, monkeypatch):
+    original, kept = dispatch.assign, []
+
+    def watched(*arguments, **settings):
+        assignment = original(*arguments, **settings)
+        for name in ("tokens_M", "rows_M", "starts_N", "slots_NX"):
+            kept.append(weakref.ref(getattr(assignment, name).untyped_storage()))
+        return assignment
+
+    monkeypatch.setattr("isoflop.nn.router.assign", watched)
+    model = Decoder(make_spec("token_choice"))
+    model.activation_checkpointing = recompute
+    output = model(torch.arange(CONTEXT)[None] % VOCABULARY)
+    gc.collect()
+    alive = [reference() for reference in kept if reference() is not None]
+    assert kept
+    assert bool(alive) != recompute
+    del alive
+    output.logits_BTV.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_a_model_first_used_in_inference_mode_can_be_trained():
+    model, untouched = Decoder(make_spec("token_choice")), Decoder(make_spec("token_choice"))
+    tokens = torch.arange(CONTEXT)[None] % VOCABULARY
+    with torch.inference_mode():
+        model(tokens)
+        model(tokens[:, :3], cache=KVCache(model.spec, 1, 8))
+    for each in (model, untouched):
+        each(tokens).logits_BTV.square().sum().backward()
+    for one, other in zip(model.parameters(), untouched.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad)
+
+
+def test_the_allocator_is_told_once_and_only_what_the_environment_leaves_open(monkeypatch):
+    told = []
+
+    class Library:
+        def __init__(self, name):
+            self.mallopt = lambda parameter, value: told.append((parameter, value))
+
+    monkeypatch.setattr("isoflop.nn._memory.ctypes.CDLL", Library)
+    monkeypatch.setattr("sys.platform", "linux")
+    for name in ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_"):
+        monkeypatch.delenv(name, raising=False)
+    keep_freed_memory.cache_clear()
+    keep_freed_memory()
+    keep_freed_memory()
+    assert dict(told) == {-4: 0, -1: 2**31 - 1, -2: 2**26}
+    assert len(told) == 3
+    keep_freed_memory.cache_clear()
+    told.clear()
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")
+    keep_freed_memory()
+    assert set(dict(told)) == {-4, -2}

@@ -10,7 +10,7 @@ from tests.oracles.moe import moe as slow_moe
 
 from isoflop.errors import InputError
 from isoflop.nn import MoE
-from isoflop.spec import ExpertsSpec, RouterSpec
+from isoflop.spec import AttentionSpec, DecoderSpec, ExpertsSpec, FeedForwardSpec, RouterSpec, count
 
 D_MODEL = 6
 
@@ -279,3 +279,24 @@ def test_float32_is_close_to_float64():
     x_BTD = torch.randn(2, 8, D_MODEL, dtype=torch.float64)
     torch.testing.assert_close(narrow(x_BTD.float())[0], wide(x_BTD)[0].float(), rtol=1e-4, atol=1e-5)
     assert F.mse_loss(narrow(x_BTD.float())[0], wide(x_BTD)[0].float()) > 0
+
+
+@pytest.mark.filterwarnings("always")
+@pytest.mark.parametrize("expansion_rate", [3, 6, 7, 16])
+def test_the_warning_goes_by_the_accounting_of_the_spec_room(expansion_rate, recwarn):
+    d_ff, granularity = 64, 16
+    experts = ExpertsSpec(granularity=granularity, expansion_rate=expansion_rate)
+    spec = DecoderSpec(
+        vocab_size=8,
+        context=4,
+        n_layers=1,
+        d_model=D_MODEL,
+        attention=AttentionSpec(n_heads=1, head_dim=2),
+        feed_forward=FeedForwardSpec(d_ff=d_ff),
+        experts=experts,
+    )
+    flops = count(spec).flops_per_token
+    MoE(d_model=D_MODEL, d_ff=d_ff, experts=experts)
+    assert bool(recwarn.list) == (flops["router"] + flops["dispatch"] > flops["experts"])
+    for warning in recwarn.list:
+        assert f"take {flops['router'] + flops['dispatch']:,.0f} FLOPs" in str(warning.message)

@@ -73,7 +73,7 @@ def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path: Path) -> None:
         ({"norm_eps": float("inf")}, ["norm_eps", "inf", "finite"]),
         ({"experts": {"granularity": 1, "expansion_rate": 2.5}}, ["expansion_rate", "2.5", "whole"]),
         ({"experts": {"granularity": 3, "expansion_rate": 0.5}}, ["expansion_rate=0.6666666666666666"]),
-        ({"n_layers": 10**15, "experts": {"granularity": 3, "expansion_rate": 8}}, ["granularity", "divide"]),
+        ({"n_layers": 10**15}, ["n_layers", "1000000000000000", "at most 65536"]),
         (
             {"experts": {"granularity": 1, "expansion_rate": 2, "activation_multiplier": 3}},
             ["activation_multiplier", "3", "at most 2"],
@@ -164,7 +164,6 @@ def test_which_blocks_are_moe(skip_first: int, every: int, expected: list[int]) 
     assert [layer for layer in range(6) if experts.is_expert_layer(layer)] == expected
     spec = parse_spec({**DENSE, "n_layers": 6, "feed_forward": {"d_ff": 8}})
     assert replace(spec, experts=experts).n_expert_layers == len(expected)
-    assert replace(spec, experts=experts, n_layers=10**15).n_expert_layers == (10**15 - skip_first) // every
 
 
 def test_granularity_and_expansion_rate_determine_the_experts() -> None:

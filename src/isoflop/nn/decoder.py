@@ -226,6 +226,10 @@ class Decoder(nn.Module):
 
     def rotary(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return cos and sin of all positions of the context, [context, 1, h/2]."""
+        if torch.is_inference_mode_enabled():
+            # A table made there could never be part of a later backward pass.
+            with torch.inference_mode(False):
+                return self.rotary(device)
         dtype = self.embedding_VD.dtype
         if self._rotary is None or self._rotary[0].device != device or self._rotary[0].dtype != dtype:
             attention = self.spec.attention

@@ -78,47 +78,51 @@ def pick(scores_NX: Tensor, assignment: Assignment) -> Tensor:
     return picked
 
 
-def _gather(x_ND: Tensor, assignment: Assignment) -> Tensor:
-    return x_ND.index_select(0, assignment.tokens_M)
+# What a backward pass needs is saved with save_for_backward alone: on `ctx` itself it would outlive the forward pass
+# under activation checkpointing, which drops and recomputes saved tensors only.
 
 
-def _sum(y_MD: Tensor, assignment: Assignment) -> Tensor:
-    if assignment.tokens_M.numel() == 0:
-        return y_MD.new_zeros(assignment.slots_NX.shape[0], y_MD.shape[1])
-    return F.embedding_bag(assignment.rows_M, y_MD, assignment.starts_N, mode="sum")
+def _gather(x_ND: Tensor, tokens_M: Tensor) -> Tensor:
+    return x_ND.index_select(0, tokens_M)
+
+
+def _sum(y_MD: Tensor, rows_M: Tensor, starts_N: Tensor) -> Tensor:
+    if rows_M.numel() == 0:
+        return y_MD.new_zeros(starts_N.shape[0], y_MD.shape[1])
+    return F.embedding_bag(rows_M, y_MD, starts_N, mode="sum")
 
 
 class _ToExperts(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, assignment: Assignment) -> Tensor:
-        ctx.assignment = assignment
-        return _gather(x_ND, assignment)
+        ctx.save_for_backward(assignment.rows_M, assignment.starts_N)
+        return _gather(x_ND, assignment.tokens_M)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return _sum(gradients[0].contiguous(), ctx.assignment), None
+        return _sum(gradients[0].contiguous(), *ctx.saved_tensors), None
 
 
 class _ToTokens(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y_MD: Tensor, assignment: Assignment) -> Tensor:
-        ctx.assignment = assignment
-        return _sum(y_MD, assignment)
+        ctx.save_for_backward(assignment.tokens_M)
+        return _sum(y_MD, assignment.rows_M, assignment.starts_N)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return _gather(gradients[0], ctx.assignment), None
+        return _gather(gradients[0], *ctx.saved_tensors), None
 
 
 class _Pick(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scores_NX: Tensor, assignment: Assignment) -> Tensor:
-        ctx.assignment = assignment
+        ctx.save_for_backward(assignment.slots_NX)
         n_experts = scores_NX.shape[1]
         return scores_NX.reshape(-1).index_select(0, assignment.tokens_M * n_experts + assignment.experts_M)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        slots_NX = ctx.assignment.slots_NX
+        (slots_NX,) = ctx.saved_tensors
         padded = torch.cat((gradients[0], gradients[0].new_zeros(1)))
         return padded.index_select(0, slots_NX.view(-1)).view(slots_NX.shape), None

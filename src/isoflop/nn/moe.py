@@ -17,7 +17,7 @@ from isoflop.nn.feed_forward import FeedForward, activate
 from isoflop.nn.grouped import grouped_matmul
 from isoflop.nn.router import Router
 from isoflop.nn.statistics import ExpertStatistics
-from isoflop.spec import ExpertsSpec
+from isoflop.spec import ExpertsSpec, expert_layer_flops
 from isoflop.spec.feed_forward import Activation
 
 
@@ -57,7 +57,7 @@ class MoE(nn.Module):
         self.norm_eps = norm_eps
         d_expert, n_experts = d_ff // experts.granularity, experts.n_experts
         gated = activation == "swiglu"
-        _warn_if_extreme(d_model, d_expert, experts, n_matrices=3 if gated else 2)
+        _warn_if_extreme(experts, d_model=d_model, d_ff=d_ff, n_matrices=3 if gated else 2)
         self.router = Router(d_model, experts, init_scale=init_scale, generator=generator, device=device, dtype=dtype)
         self.w_up = truncated_normal(
             n_experts,
@@ -100,7 +100,7 @@ class MoE(nn.Module):
         routing = self.router(x_BTD)
         assignment, dtype = routing.assignment, compute_dtype(x_BTD)
         gates_M1 = routing.gates_M[:, None].to(dtype)
-        gate_last = self._gate_after_norm
+        gate_last = self.experts.gates_after_norm
         x_MD = to_experts(x_BTD.reshape(-1, x_BTD.shape[-1]).to(dtype), assignment)
         hidden = activate(grouped_matmul(x_MD, self.w_up.to(dtype), assignment.ends_X), self.activation)
         if not gate_last:
@@ -116,25 +116,20 @@ class MoE(nn.Module):
             y_BTD = self._norm(y_BTD)
         return y_BTD, routing.statistics
 
-    @property
-    def _gate_after_norm(self) -> bool:
-        experts = self.experts
-        lone = experts.router.kind == "token_choice" and experts.top_k == 1 and self.shared is None
-        return lone and experts.output_norm
-
     def _norm(self, y: Tensor) -> Tensor:
         if not self.experts.output_norm:
             return y
         return F.rms_norm(y, y.shape[-1:], self.output_gain.to(y.dtype), self.norm_eps)
 
 
-def _warn_if_extreme(d_model: int, d_expert: int, experts: ExpertsSpec, n_matrices: int) -> None:
-    """Warn when routing costs more FLOPs than the experts: 2·D·X + 4·D·k against 2·matrices·D·F·(k + shared)."""
-    routing = 2 * d_model * experts.n_experts + 4 * d_model * experts.top_k
-    computing = 2 * n_matrices * d_model * d_expert * (experts.top_k + experts.shared_experts)
-    if routing > computing:
+def _warn_if_extreme(experts: ExpertsSpec, *, d_model: int, d_ff: int, n_matrices: int) -> None:
+    """Warn when routing costs more FLOPs than the experts (`isoflop.spec.count`, convention `exact`)."""
+    flops = expert_layer_flops(experts, d_model=d_model, d_ff=d_ff, n_matrices=n_matrices)
+    routing = flops["router"] + flops["dispatch"]
+    if routing > flops["experts"]:
         warnings.warn(
-            f"experts.granularity is {experts.granularity}: router and dispatch take {routing:,} FLOPs per token, "
-            f"the experts themselves {computing:,}; a smaller granularity or expansion rate spends them better.",
+            f"experts.granularity is {experts.granularity}: router and dispatch take {routing:,.0f} FLOPs per token, "
+            f"the experts themselves {flops['experts']:,.0f}; a smaller granularity or expansion rate spends them "
+            f"better.",
             stacklevel=3,
         )

@@ -4,7 +4,7 @@ Frozen, keyword-only dataclasses, their validation, and the one accounting of pa
 """
 
 from isoflop.spec.attention import AttentionSpec
-from isoflop.spec.count import CONVENTIONS, Count, count
+from isoflop.spec.count import CONVENTIONS, Count, count, expert_layer_flops
 from isoflop.spec.decoder import DecoderSpec
 from isoflop.spec.experts import ExpertsSpec, RouterSpec
 from isoflop.spec.feed_forward import FeedForwardSpec
@@ -21,6 +21,7 @@ __all__ = [
     "Memory",
     "RouterSpec",
     "count",
+    "expert_layer_flops",
     "kv_cache_bytes",
     "load_spec",
     "memory",

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from isoflop.errors import InputError
 from isoflop.spec.decoder import DecoderSpec
+from isoflop.spec.experts import ExpertsSpec
 
 CONVENTIONS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -138,20 +139,44 @@ class _Parameters:
         )
 
 
+def expert_layer_flops(experts: ExpertsSpec, *, d_model: int, d_ff: int, n_matrices: int) -> dict[str, float]:
+    """Forward FLOPs per token of one MoE layer under the `exact` convention: experts, router, dispatch.
+
+    Args:
+        experts: the experts.
+        d_model: width of the residual stream.
+        d_ff: width of the dense feed-forward that is cut into experts.
+        n_matrices: matrices in an expert, 3 if gated, else 2.
+    """
+    per_expert = n_matrices * d_model * (d_ff // experts.granularity)
+    return {
+        "experts": 2.0 * per_expert * (experts.top_k + experts.shared_experts),
+        "router": 2.0 * d_model * experts.n_experts,
+        "dispatch": 2.0 * experts.top_k * d_model,
+    }
+
+
+def _expert_flops(spec: DecoderSpec) -> dict[str, float]:
+    """The same of all MoE layers of a model."""
+    if spec.experts is None:
+        return {"experts": 0.0, "router": 0.0, "dispatch": 0.0}
+    feed_forward = spec.feed_forward
+    layer = expert_layer_flops(
+        spec.experts, d_model=spec.d_model, d_ff=feed_forward.d_ff, n_matrices=feed_forward.n_matrices
+    )
+    return {part: spec.n_expert_layers * flops for part, flops in layer.items()}
+
+
 def _flops(
     spec: DecoderSpec, parameters: _Parameters, context: int, convention: str
 ) -> tuple[dict[str, float], dict[str, float], float]:
     """Attention in detail, forward FLOPs by part, training FLOPs; all per token."""
     d, width = spec.d_model, spec.attention.width
-    moe_layers = spec.n_expert_layers
-    top_k = spec.experts.top_k if spec.experts else 0
     projections = 2.0 * parameters.attention
     scores = spec.n_layers * 4.0 * context * width
     parts = {
         "feed_forward": 2.0 * parameters.feed_forward,
-        "experts": 2.0 * parameters.active_experts,
-        "router": 2.0 * parameters.router,
-        "dispatch": 2.0 * moe_layers * top_k * d,
+        **_expert_flops(spec),
         "head": 2.0 * spec.vocab_size * d,
     }
     dispatch_training = 3 * parts["dispatch"]

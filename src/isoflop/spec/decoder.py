@@ -9,6 +9,9 @@ from isoflop.spec.attention import AttentionSpec
 from isoflop.spec.experts import ExpertsSpec
 from isoflop.spec.feed_forward import FeedForwardSpec
 
+MOST_LAYERS: Final = 2**16
+"""More blocks than this are a slip of the keyboard, and would take long to count one by one."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderSpec:
@@ -39,6 +42,8 @@ class DecoderSpec:
 
     def __post_init__(self) -> None:
         require_positive(self, "vocab_size", "context", "n_layers", "d_model", "norm_eps", "init_scale")
+        if self.n_layers > MOST_LAYERS:
+            raise InputError(f"n_layers is {self.n_layers}; it can be at most {MOST_LAYERS}.")
         if self.experts is None:
             return
         d_ff, granularity = self.feed_forward.d_ff, self.experts.granularity
