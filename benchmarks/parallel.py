@@ -15,7 +15,6 @@ from multiprocessing.connection import Connection
 
 from isoflop.planner.ladder import Template, architecture
 from isoflop.spec import ExpertsSpec, count
-from isoflop.train import allocator_environment
 
 CONTEXT, BATCH = 256, 16
 EXPERTS = {"dense": None, "moe-e8-g4": ExpertsSpec(granularity=4, expansion_rate=8)}
@@ -77,7 +76,6 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--steps", type=int, default=1)
     arguments = parser.parse_args()
-    os.environ.update(allocator_environment())
     cores = os.cpu_count() or 1
     print(f"{cores} cores; tokens/s in all, median of {arguments.repeats} (min–max)")
     print(f"{'model':<22}{f'1 run x {cores} threads':>26}{f'{cores} runs x 1 thread':>26}{'ratio':>8}")

@@ -1,12 +1,13 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from isoflop.errors import InputError
 from isoflop.spec import count
-from isoflop.train import TrainConfig, allocator_environment, batch_tokens, learning_rate, resolve
-from isoflop.train.distributed import choose_device
+from isoflop.train import TrainConfig, batch_tokens, learning_rate, resolve
+from isoflop.train.device import choose_device
 from isoflop.train.rules import BATCH_BOUNDS, LEARNING_RATE_BOUNDS, micro_batch
 from isoflop.train.schedule import learning_rate_share
 
@@ -117,18 +118,43 @@ def test_schedule_rises_then_falls_to_its_final_share(schedule):
 
 def test_cuda_is_the_card_of_the_rank(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "3")
-    monkeypatch.setattr("torch.empty", lambda *shape, device: None)
+    monkeypatch.setattr("torch.zeros", lambda *shape, device: torch.ones(1))
     assert choose_device("cuda") == torch.device("cuda:3")
     assert choose_device("cuda:1") == torch.device("cuda:1")
 
 
-def test_allocator_environment_respects_what_is_set(monkeypatch):
-    for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("platform.libc_ver", lambda: ("glibc", "2.36"))
-    monkeypatch.setattr("sys.platform", "linux")
-    names = set(allocator_environment())
-    monkeypatch.setenv("MALLOC_TOP_PAD_", "1")
-    assert names - set(allocator_environment()) == {"MALLOC_TOP_PAD_"}
-    monkeypatch.setattr("platform.libc_ver", lambda: ("", ""))
-    assert allocator_environment() == {}
+def test_meta_is_no_device_to_train_on():
+    with pytest.raises(InputError, match="device is 'meta'"):
+        choose_device("meta")
+
+
+def test_each_process_has_its_share_of_the_batch(dense, expert_choice):
+    config = TrainConfig(tokens=1e5, batch_tokens=512)
+    assert [resolve(dense, config, world=world).micro_batch for world in (1, 2, 8)] == [32, 16, 4]
+    assert resolve(expert_choice, config, world=8).micro_batch == 4
+    with pytest.raises(InputError, match=r"batch_tokens is 512, which is 32 sequences; .* among 3 processes"):
+        resolve(dense, config, world=3)
+    with pytest.raises(InputError, match=r"micro_batch is 32; it must divide the share of each of 2 processes"):
+        resolve(dense, replace(config, micro_batch=32), world=2)
+
+
+def test_the_micro_batch_is_the_largest_divisor_with_small_logits():
+    for sequences in (1, 7, 12, 60, 97):
+        for least in (1, 3, 8):
+            for vocab_size in (1, 2**25, 2**27, 2**28):
+                divisors = [n for n in range(1, sequences + 1) if sequences % n == 0 and n >= least]
+                fitting = [n for n in divisors if n * vocab_size <= 2**27]
+                expected = max(fitting) if fitting else min(divisors, default=sequences)
+                assert micro_batch(sequences, context=1, vocab_size=vocab_size, least=least) == expected
+
+
+@pytest.mark.parametrize("name", ["tokens", "flops", "tokens_per_parameter"])
+def test_a_budget_that_cannot_be_counted_is_refused(dense, name):
+    with pytest.raises(InputError, match=rf"{name} is 1e\+300, which is .* tokens; a run can have at most"):
+        resolve(dense, TrainConfig(**{name: 1e300}))
+
+
+@pytest.mark.parametrize("name", ["weight_decay", "learning_rate", "clip", "warmup_fraction", "checkpoint_seconds"])
+def test_what_is_not_a_number_is_refused(name):
+    with pytest.raises(InputError, match=rf"{name} is nan; it must be"):
+        TrainConfig(tokens=1, **{name: math.nan})

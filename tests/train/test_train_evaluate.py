@@ -8,6 +8,7 @@ from isoflop.data import TokenData, evaluation_windows
 from isoflop.errors import InputError
 from isoflop.nn import Decoder
 from isoflop.train import evaluate, measure
+from isoflop.train.distributed import Ranks
 
 
 @pytest.fixture
@@ -81,3 +82,48 @@ def test_the_public_name_is_the_function_whatever_was_imported_before():
 
     submodules = {module.name for module in pkgutil.iter_modules(isoflop.train.__path__)}
     assert not submodules & set(isoflop.train._LAZY)
+
+
+@pytest.mark.parametrize("kind", ["dense", "moe", "expert_choice"])
+def test_processes_that_share_the_batches_get_what_one_gets(request, windows, kind):
+    """Each process's sum_ first leaves its own part; the parts add up to what one process has, bit for bit."""
+    model = Decoder(request.getfixturevalue(kind), seed=1)
+    parts = []
+
+    class Part(Ranks):
+        def sum_(self, tensor):
+            parts.append((self.rank, tensor.clone()))
+
+    class Whole(Ranks):
+        def sum_(self, tensor):
+            tensor.zero_()
+            for part in sums[len(seen)]:
+                tensor += part
+            seen.append(1)
+
+    seen = []
+    alone = measure(model, windows, batch_size=4)
+    for rank in range(3):
+        measure(model, windows, batch_size=4, ranks=Part(rank, 3))
+    sums = list(zip(*[[tensor for owner, tensor in parts if owner == rank] for rank in range(3)], strict=True))
+    for part in sums[0]:
+        assert 0 < (part != 0).sum() < len(windows)
+    assert measure(model, windows, batch_size=4, ranks=Whole(1, 3)) == alone
+
+
+@torch.inference_mode()
+def evaluated_for_inference(model, windows):
+    return measure(model, windows, batch_size=8)
+
+
+@pytest.mark.parametrize("kind", ["dense", "moe"])
+def test_training_goes_on_after_an_evaluation_in_inference_mode(request, windows, kind):
+    spec = request.getfixturevalue(kind)
+    model, untouched = Decoder(spec, seed=1), Decoder(spec, seed=1)
+    evaluated_for_inference(model, windows)
+    tokens = torch.from_numpy(windows[:4, :-1].copy())
+    for each in (model, untouched):
+        each.train()
+        each(tokens).logits_BTV.square().mean().backward()
+    for one, other in zip(model.parameters(), untouched.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad)

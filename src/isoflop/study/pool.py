@@ -15,7 +15,6 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from isoflop.errors import RunError
-from isoflop.train import allocator_environment
 
 _TAIL_BYTES = 2000
 
@@ -124,7 +123,7 @@ class Pool:
         self._workers = [None] * self.workers
 
     def _spawn(self, index: int) -> _Worker:
-        environment = os.environ | allocator_environment()
+        environment = dict(os.environ)
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
             environment[name] = str(self.threads)
         if self.gpus:

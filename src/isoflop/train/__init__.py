@@ -4,7 +4,6 @@ finished one returns its record. The configuration, its rules and its arithmetic
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from isoflop.train.allocator import allocator_environment
 from isoflop.train.config import TrainConfig
 from isoflop.train.resolve import Resolved, resolve
 from isoflop.train.rules import batch_tokens, learning_rate
@@ -19,7 +18,6 @@ __all__ = [
     "LoadedModel",
     "Resolved",
     "TrainConfig",
-    "allocator_environment",
     "batch_tokens",
     "evaluate",
     "learning_rate",

@@ -12,6 +12,9 @@ BUDGETS: Final = ("tokens", "flops", "tokens_per_parameter")
 OPERATIONAL: Final = ("checkpoint_seconds", "checkpoint_steps", "keep_checkpoints", "threads", "device")
 """Fields that say how a run is carried out, not what it computes: they may change when it is resumed."""
 
+MOST_THREADS: Final = 1024
+"""Above this a process may fail to start its threads."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -82,9 +85,11 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise InputError(f"{name} is {value}; it must be a finite number greater than 0.")
+        if self.threads is not None and self.threads > MOST_THREADS:
+            raise InputError(f"threads is {self.threads}; it must be at most {MOST_THREADS}.")
         for name in ("weight_decay", "keep_checkpoints", "seed"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise InputError(f"{name} is {getattr(self, name)}; it must not be negative.")
+                raise InputError(f"{name} is {getattr(self, name)}; it must be a finite number, 0 or more.")
         for name in ("warmup_fraction", "final_lr_fraction", "decay_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be between 0 and 1.")

@@ -18,8 +18,16 @@ from isoflop.train.checkpoint import flush_to_disk
 from isoflop.train.config import OPERATIONAL, TrainConfig
 from isoflop.train.resolve import Resolved
 
-_OURS: Final = ("spec.yaml", MANIFEST_FILE, TOKENIZER_FILE, "config.json")
-"""Files that a run writes after run.json, in this order."""
+_RUN: Final = "run.json"
+"""What decides the outcome; the first file that a run writes."""
+_LAST: Final = "config.json"
+"""The last file that describes a run."""
+_WRITING: Final = ".writing-"
+"""How the name of a file begins that is being written."""
+_BEFORE: Final = (".claim", ".lock", "failed.json")
+"""Files that a study may have put into the directory of a run before it began."""
+_SHOWN: Final = 4
+"""Settings that a message names; the others are counted."""
 
 
 class RunDirectory:
@@ -38,33 +46,61 @@ class RunDirectory:
         """Write what the run computes, or make sure that the directory already holds the same.
 
         Raises:
-            InputError: if it holds another run (names the fields that differ), or files of that name that are not a
-                run's, or cannot be written.
+            InputError: if it holds another run (names the fields that differ), or files but no run, or cannot be
+                written.
         """
         wanted = _description(spec, config, plan, data)
-        stored = self._read("run.json")
-        if stored is not None:
-            differing = list(_differences(stored, json.loads(json.dumps(wanted))))
-            if differing:
-                raise InputError(
-                    f"out is {self.path}, which holds a run with other settings: {'; '.join(differing)}; give another "
-                    f"directory or the same settings."
-                )
-        elif foreign := [name for name in _OURS if (self.path / name).exists()]:
-            raise InputError(f"out is {self.path}, which holds a {foreign[0]} but no run; give another directory.")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if stored is None:
-                self._write("run.json", wanted)
-            if (self.path / _OURS[-1]).exists():
-                return
-            save_spec(spec, self.path / "spec.yaml")
-            for name in (MANIFEST_FILE, TOKENIZER_FILE):
-                if (data.path / name).exists():
-                    shutil.copyfile(data.path / name, self.path / name)
-            self._write("config.json", config.to_dict())
+            with self._alone():
+                stored = self._read(_RUN)
+                if stored is None:
+                    self._refuse_foreign_files()
+                    self._write(_RUN, wanted)
+                else:
+                    self._refuse_another_run(stored, json.loads(json.dumps(wanted)))
+                if not (self.path / _LAST).exists():
+                    save_spec(spec, self.path / "spec.yaml")
+                    for name in (MANIFEST_FILE, TOKENIZER_FILE):
+                        if (data.path / name).exists():
+                            shutil.copyfile(data.path / name, self.path / name)
+                    self._write(_LAST, config.to_dict())
+        except FileExistsError:
+            raise InputError(f"out is {self.path}, which is a file; a directory is needed.") from None
         except OSError as error:
             raise InputError(f"out is {self.path}, which cannot be written: {error.strerror}.") from None
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Wait until no other process claims the directory, and keep others from it."""
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _refuse_foreign_files(self) -> None:
+        names = sorted(entry.name for entry in self.path.iterdir())
+        foreign = [name for name in names if name not in _BEFORE and not name.startswith(_WRITING)]
+        if foreign:
+            more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+            raise InputError(
+                f"out is {self.path}, which holds {foreign[0]}{more} but no run; give a new or an empty directory."
+            )
+
+    def _refuse_another_run(self, stored: Any, wanted: Mapping[str, Any]) -> None:
+        if not isinstance(stored, Mapping) or stored.keys() != wanted.keys():
+            raise InputError(
+                f"out is {self.path}, which holds a {_RUN} that no run of this version wrote; give another directory."
+            )
+        differing = list(_differences(stored, wanted))
+        if differing:
+            more = f"; and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
+            raise InputError(
+                f"out is {self.path}, which holds a run with other settings: {'; '.join(differing[:_SHOWN])}{more}; "
+                f"give another directory or the same settings."
+            )
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -107,12 +143,14 @@ class RunDirectory:
             values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise RunError(f"{path} cannot be read: {error.strerror}.") from None
         except ValueError:
             raise RunError(f"{path} is not valid JSON; remove it to compute it anew.") from None
         return values
 
     def _write(self, name: str, values: Mapping[str, Any]) -> None:
-        temporary = self.path / f".writing-{name}"
+        temporary = self.path / f"{_WRITING}{name}"
         temporary.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         flush_to_disk(temporary)
         temporary.rename(self.path / name)
@@ -137,4 +175,13 @@ def _differences(stored: Any, wanted: Any, name: str = "") -> Iterator[str]:
             yield from _differences(stored.get(key), wanted.get(key), f"{name}.{key}" if name else key)
     elif stored != wanted:
         shown = (stored, wanted) if name != "data" else ("another manifest", "this one")
-        yield f"{name} is {shown[0]} there and {shown[1]} here"
+        yield f"{name} is {_plain(shown[0])} there and {_plain(shown[1])} here"
+
+
+def _plain(value: Any) -> str:
+    """A setting in a sentence."""
+    if value is None:
+        return "not given"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "given" if isinstance(value, Mapping) else str(value)

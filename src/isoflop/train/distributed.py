@@ -1,12 +1,12 @@
 """Training in several processes, as torchrun starts them: every rank holds the model and takes a share of the batch."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import distributed
-
-from isoflop.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,11 @@ class Ranks:
         if self.world > 1:
             distributed.barrier()
 
+    def sum_(self, tensor: torch.Tensor) -> None:
+        """Replace a tensor by its sum over processes."""
+        if self.world > 1:
+            distributed.all_reduce(tensor)
+
     def mean_(self, tensors: list[torch.Tensor]) -> None:
         """Replace each tensor by its mean over processes, with one message for all."""
         if self.world == 1 or not tensors:
@@ -34,32 +39,25 @@ class Ranks:
             tensor.copy_(mean.view_as(tensor))
 
 
-def join(device: torch.device) -> Ranks:
-    """This process's rank; joins the process group that torchrun announces if nobody has yet."""
+@contextmanager
+def joined(device: torch.device) -> Iterator[Ranks]:
+    """This process's rank, in the process group that torchrun announces.
+
+    A group that was there before is used and stays; one that is made here ends with the context.
+    """
     if not distributed.is_available():
-        return Ranks()
-    if not distributed.is_initialized():
+        yield Ranks()
+        return
+    ours = not distributed.is_initialized()
+    if ours:
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-            return Ranks()
+            yield Ranks()
+            return
         if device.type == "cuda":
             torch.cuda.set_device(device)  # NCCL and pinned memory use the current device, for every rank cuda:0
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return Ranks(distributed.get_rank(), distributed.get_world_size())
-
-
-def choose_device(name: str | None) -> torch.device:
-    """The named device, or cuda where there is one, else cpu; under torchrun cuda is this process's own.
-
-    Raises:
-        InputError: if there is no such device.
-    """
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise InputError(f"device is {name!r}; it must be one that torch sees here, e.g. cpu.") from None
-    return device
+        yield Ranks(distributed.get_rank(), distributed.get_world_size())
+    finally:
+        if ours:
+            distributed.destroy_process_group()

@@ -1,10 +1,12 @@
 """Held-out loss of a model on fixed windows of text.
 
-B sequences in a batch, T tokens in a sequence, V vocabulary, W windows, X routed experts.
+B sequences in a batch, T tokens in a sequence, V vocabulary, W windows, S batches, L MoE layers, X routed
+experts; the last dimension of statistics is X + 2: the loads, then dropped share and entropy.
 """
 
 import math
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
@@ -12,6 +14,9 @@ from torch.nn import functional
 
 from isoflop.errors import InputError
 from isoflop.nn import Decoder
+from isoflop.train.distributed import Ranks
+
+_ALONE: Final = Ranks()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +48,12 @@ def evaluate(model: Decoder, windows_WT: np.ndarray, *, batch_size: int) -> tupl
 
 @torch.no_grad()
 def measure(
-    model: Decoder, windows_WT: np.ndarray, *, batch_size: int, dtype: torch.dtype = torch.float32
+    model: Decoder,
+    windows_WT: np.ndarray,
+    *,
+    batch_size: int,
+    dtype: torch.dtype = torch.float32,
+    ranks: Ranks = _ALONE,
 ) -> Evaluation:
     """Held-out loss and expert statistics, with the model in evaluation mode (its mode is restored).
 
@@ -53,6 +63,7 @@ def measure(
         batch_size: sequences in a forward pass. A model whose experts choose among the tokens of a batch is always
             given full batches: the last one is filled up with the first windows, whose losses then count once only.
         dtype: bfloat16 runs the forward pass under autocast; the loss is float32 in any case.
+        ranks: the processes that share the batches; each gets the whole result, the same as one process alone.
 
     Raises:
         InputError: if there is no window.
@@ -64,8 +75,14 @@ def measure(
     batch_chooses = bool(choosing) and model.expert_choice == "grouped"
     was_training = model.training
     model.eval()
-    losses, statistics = [], []
-    for start in range(0, len(windows_WT), batch_size):
+    wide = torch.float64 if device.type != "mps" else torch.float32
+    loss_W = torch.zeros(len(windows_WT), device=device, dtype=wide)
+    starts = range(0, len(windows_WT), batch_size)
+    n_experts = model.spec.experts.n_experts if model.spec.experts is not None else 0
+    statistics_SLX = torch.zeros(len(starts), len(model.moe_layers), n_experts + 2, device=device)
+    for number, start in enumerate(starts):
+        if number % ranks.world != ranks.rank:
+            continue
         batch_BT = windows_WT[start : start + batch_size]
         own = len(batch_BT)
         if batch_chooses and own < batch_size:
@@ -76,20 +93,25 @@ def measure(
         loss_BT = functional.cross_entropy(
             output.logits_BTV.float().transpose(1, 2), tokens_BT[:, 1:], reduction="none"
         )
-        losses.append(loss_BT[:own].double().mean(dim=1) if device.type != "mps" else loss_BT[:own].mean(dim=1))
-        statistics.append([(layer.load_X, layer.dropped_share, layer.entropy) for layer in output.experts])
+        loss_W[start : start + own] = loss_BT[:own].to(wide).mean(dim=1)
+        for row, layer in zip(statistics_SLX[number], output.experts, strict=True):
+            row.copy_(torch.cat((layer.load_X, torch.stack((layer.dropped_share, layer.entropy)))))
     model.train(was_training)
-    loss_W = torch.cat(losses).cpu()
-    layers = [[torch.stack([torch.as_tensor(value) for value in series]) for series in zip(*rows, strict=True)]
-              for rows in zip(*statistics, strict=True)]  # fmt: skip
+    ranks.sum_(loss_W)
+    ranks.sum_(statistics_SLX)
+    loss_W = loss_W.cpu()
+    layers = [
+        (layer_SX[:, :-2].contiguous(), layer_SX[:, -2].contiguous(), layer_SX[:, -1].contiguous())
+        for layer_SX in statistics_SLX.unbind(1)
+    ]
     return Evaluation(
         loss=loss_W.mean().item(),
         loss_std=loss_W.std().item() / math.sqrt(len(loss_W)) if len(loss_W) > 1 else math.nan,
-        load_LX=tuple(tuple(load.float().mean(0).tolist()) for load, _, _ in layers),
+        load_LX=tuple(tuple(load.mean(0).tolist()) for load, _, _ in layers),
         dropped_share=_mean([dropped for _, dropped, _ in layers]),
         router_entropy=_mean([entropy for _, _, entropy in layers]),
     )
 
 
 def _mean(series: list[torch.Tensor]) -> float:
-    return sum(values.float().mean().item() for values in series) / len(series) if series else 0.0
+    return sum(values.mean().item() for values in series) / len(series) if series else 0.0

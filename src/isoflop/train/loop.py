@@ -11,8 +11,10 @@ from isoflop.data import Batches, TokenData, evaluation_windows
 from isoflop.errors import InputError, RunError
 from isoflop.spec import DecoderSpec
 from isoflop.train.config import TrainConfig
+from isoflop.train.device import choose_device, refuse_what_cannot_fit, reporting_lack_of_memory
 from isoflop.train.directory import RunDirectory
-from isoflop.train.distributed import choose_device, join
+from isoflop.train.distributed import Ranks, joined
+from isoflop.train.evaluated_bytes import evaluated_bytes_per_token
 from isoflop.train.resolve import resolve
 from isoflop.train.run import Run
 
@@ -37,7 +39,7 @@ def train(
         config: how to train it.
         data: a data directory, or an open one.
         out: the run directory.
-        progress: show a progress bar if stderr is a terminal.
+        progress: show a progress bar if stderr is a terminal, else print a line now and then.
         extra: further columns of the record, e.g. study and architecture.
 
     Returns:
@@ -48,33 +50,47 @@ def train(
         RunError: if another process trains in `out`, the disk refuses, or memory runs out.
     """
     tokens = data if isinstance(data, TokenData) else TokenData(data)
-    plan = resolve(spec, config)
     if spec.vocab_size < tokens.vocab_size:
         raise InputError(
             f"vocab_size is {spec.vocab_size}; the data at {tokens.path} has {tokens.vocab_size} token ids, so it must "
             f"be at least that."
         )
-    batches = Batches(tokens, context=spec.context, batch_size=plan.sequences, seed=config.seed)
-    windows_WT = evaluation_windows(tokens, context=spec.context, tokens=config.evaluation_tokens)
-    directory = RunDirectory(Path(out))
     device = choose_device(config.device)
-    ranks = join(device)
-    if plan.sequences // plan.micro_batch % ranks.world:
-        raise InputError(
-            f"micro_batch is {plan.micro_batch}; the {plan.sequences // plan.micro_batch} micro-batches of a step must "
-            f"divide evenly among {ranks.world} processes."
-        )
-    if ranks.rank == 0:
-        directory.claim(spec, config, plan, tokens)
-    ranks.barrier()
-    record = directory.result()
-    if record is not None:
-        return record
     threads = torch.get_num_threads()
     try:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        with directory.lock() if ranks.rank == 0 else nullcontext():
+        with joined(device) as ranks:
+            return _train(spec, config, tokens, Path(out), device, ranks, progress, extra or {})
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _train(
+    spec: DecoderSpec,
+    config: TrainConfig,
+    data: TokenData,
+    out: Path,
+    device: torch.device,
+    ranks: Ranks,
+    progress: bool,
+    extra: Mapping[str, Any],
+) -> dict[str, Any]:
+    """As `train`, in a process that has its threads and knows its peers."""
+    plan = resolve(spec, config, world=ranks.world)
+    batches = Batches(data, context=spec.context, batch_size=plan.sequences, seed=config.seed)
+    windows_WT = evaluation_windows(data, context=spec.context, tokens=config.evaluation_tokens)
+    directory = RunDirectory(out)
+    if ranks.rank == 0:
+        directory.claim(spec, config, plan, data)
+    ranks.barrier()
+    record = directory.result()
+    if record is not None:
+        return record
+    refuse_what_cannot_fit(device, plan.count.params_total + plan.count.params_embedding)
+    advice = f"micro_batch={plan.micro_batch} on {device}; give a smaller micro_batch, or activation_checkpointing"
+    try:
+        with directory.lock() if ranks.rank == 0 else nullcontext(), reporting_lack_of_memory(advice):
             record = directory.result()
             if record is None:
                 run = Run(
@@ -83,25 +99,18 @@ def train(
                     plan,
                     batches=batches,
                     windows_WT=windows_WT,
-                    bytes_per_token=tokens.bytes_per_token,
+                    bytes_per_token=evaluated_bytes_per_token(data, windows_WT),
                     directory=directory,
                     device=device,
                     ranks=ranks,
                 )
-                record = run.complete(progress, extra or {})
+                record = run.complete(progress, extra)
             ranks.barrier()
             return record
     except OSError as error:
         raise RunError(f"{out} cannot be written: {error.strerror or error}.") from error
     except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-            raise RunError(
-                f"{device} has too little memory for micro_batch={plan.micro_batch}; give a smaller micro_batch, or "
-                f"activation_checkpointing."
-            ) from error
         if config.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             reason = str(error).strip().splitlines()[0]
             raise RunError(f"torch.compile failed ({reason}); train without compile.") from error
         raise
-    finally:
-        torch.set_num_threads(threads)

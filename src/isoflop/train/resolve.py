@@ -2,11 +2,15 @@
 
 import math
 from dataclasses import dataclass
+from typing import Final
 
 from isoflop.errors import InputError
 from isoflop.spec import Count, DecoderSpec, count
 from isoflop.train import rules
 from isoflop.train.config import BUDGETS, TrainConfig
+
+MOST_TOKENS: Final = 1e18
+"""Above this, numbers of tokens no longer fit the 64-bit integers of the data room."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +46,18 @@ class Resolved:
         return self.steps * self.flops_per_step
 
 
-def resolve(spec: DecoderSpec, config: TrainConfig) -> Resolved:
+def resolve(spec: DecoderSpec, config: TrainConfig, *, world: int = 1) -> Resolved:
     """Fill in batch, micro-batch and learning rate by rule, and turn the budget into whole steps.
 
+    Args:
+        spec: the model.
+        config: how to train it.
+        world: processes that share the batch; each takes the same number of whole micro-batches.
+
     Raises:
-        InputError: if batch_tokens is not a multiple of the context, micro_batch does not divide the batch or is too
-            small a group for expert choice, or the budget is smaller than one step.
+        InputError: if batch_tokens is not a multiple of the context, micro_batch does not divide the batch (or a
+            process's share of it) or is too small a group for expert choice, or the budget is smaller than one step
+            or too large to count.
     """
     counted = count(spec)
     per_token = counted.training_flops_per_token
@@ -58,6 +68,12 @@ def resolve(spec: DecoderSpec, config: TrainConfig) -> Resolved:
     else:
         tokens = float(config.tokens or 0)
     least = _least_sequences(spec)
+    if not tokens <= MOST_TOKENS:
+        name = _budget(config)
+        raise InputError(
+            f"{name} is {getattr(config, name):g}, which is {tokens:.3g} tokens; a run can have at most "
+            f"{MOST_TOKENS:.0g}."
+        )
     batch = config.batch_tokens
     if batch is None:
         batch = rules.batch_tokens(tokens * per_token, context=spec.context, least_sequences=least)
@@ -69,7 +85,7 @@ def resolve(spec: DecoderSpec, config: TrainConfig) -> Resolved:
             f"{' or '.join(map(str, nearest))}."
         )
     if tokens < batch:
-        name = next(name for name in BUDGETS if getattr(config, name) is not None)
+        name = _budget(config)
         needed = {
             "tokens": f"{batch}",
             "flops": _at_least(batch * per_token),
@@ -80,14 +96,18 @@ def resolve(spec: DecoderSpec, config: TrainConfig) -> Resolved:
             f"smaller batch_tokens."
         )
     sequences = batch // spec.context
+    if sequences % world:
+        raise InputError(
+            f"batch_tokens is {batch}, which is {sequences} sequences; they must divide evenly among {world} processes."
+        )
+    share, whose = sequences // world, "the batch" if world == 1 else f"the share of each of {world} processes,"
     micro = config.micro_batch
     if micro is None:
-        micro = rules.micro_batch(sequences, context=spec.context, vocab_size=spec.vocab_size, least=least)
-    elif sequences % micro:
-        nearest = sorted((n for n in range(1, sequences + 1) if sequences % n == 0), key=lambda n: abs(n - micro))
+        micro = rules.micro_batch(share, context=spec.context, vocab_size=spec.vocab_size, least=least)
+    elif share % micro:
         raise InputError(
-            f"micro_batch is {micro}; it must divide the batch of {sequences} sequences, e.g. "
-            f"{' or '.join(map(str, sorted(nearest[:2])))}."
+            f"micro_batch is {micro}; it must divide {whose} of {share} sequences, e.g. "
+            f"{' or '.join(map(str, _nearest_divisors(share, micro)))}."
         )
     if spec.experts is not None and micro < least:
         raise InputError(
@@ -102,6 +122,18 @@ def resolve(spec: DecoderSpec, config: TrainConfig) -> Resolved:
         steps=math.ceil(tokens / batch * (1 - 1e-12)),
         learning_rate=config.learning_rate or rules.learning_rate(counted.params_active, moe=spec.experts is not None),
     )
+
+
+def _budget(config: TrainConfig) -> str:
+    """The field that says how long to train."""
+    return next(name for name in BUDGETS if getattr(config, name) is not None)
+
+
+def _nearest_divisors(number: int, wanted: int) -> list[int]:
+    """The two divisors of `number` nearest to `wanted`."""
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    divisors = {*small, *(number // n for n in small)}
+    return sorted(sorted(divisors, key=lambda n: (abs(n - wanted), n))[:2])
 
 
 def _least_sequences(spec: DecoderSpec) -> int:

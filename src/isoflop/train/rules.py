@@ -52,6 +52,7 @@ def batch_tokens(flops: float, *, context: int, least_sequences: int = 1) -> int
 
 def micro_batch(sequences: int, *, context: int, vocab_size: int, least: int = 1) -> int:
     """Sequences in one forward pass: the largest divisor of `sequences` whose logits stay within LOGIT_ELEMENTS."""
-    divisors = [size for size in range(1, sequences + 1) if sequences % size == 0 and size >= least]
-    fitting = [size for size in divisors if size * context * vocab_size <= LOGIT_ELEMENTS]
-    return max(fitting) if fitting else min(divisors, default=sequences)
+    most = min(sequences, LOGIT_ELEMENTS // (context * vocab_size))
+    fitting = (size for size in range(most, max(least, 1) - 1, -1) if sequences % size == 0)
+    too_large = (size for size in range(max(least, most + 1), sequences + 1) if sequences % size == 0)
+    return next(fitting, None) or next(too_large, sequences)

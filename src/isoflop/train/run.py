@@ -235,7 +235,9 @@ class Run:
         return place if self.spec.is_causal else {**place, "causal": False}
 
     def _evaluate(self) -> Evaluation:
-        return measure(self.model, self.windows_WT, batch_size=self.plan.micro_batch, dtype=self.dtype)
+        return measure(
+            self.model, self.windows_WT, batch_size=self.plan.micro_batch, dtype=self.dtype, ranks=self.ranks
+        )
 
     def _calibrate(self) -> None:
         """Set the thresholds by which an expert-choice model samples; the finished run's checkpoint holds them."""
