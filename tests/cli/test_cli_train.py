@@ -1,4 +1,7 @@
+import inspect
 import json
+import re
+from dataclasses import fields
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from isoflop.cli.train import parse_number
 from isoflop.data import prepare
 from isoflop.errors import InputError
 from isoflop.spec import AttentionSpec, DecoderSpec, FeedForwardSpec, save_spec
+from isoflop.train import TrainConfig
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +107,16 @@ def test_a_diverged_run_exits_1(workplace, tmp_path):
         (["--tokens", "1M", "--device", "gpu"], "device is 'gpu'"),
         (["--tokens", "1M", "--spec", "nowhere.yaml"], "nowhere.yaml"),
         (["--tokens", "1M", "--data", "nowhere"], "nowhere"),
+        (["--tokens", "nan"], "tokens is nan"),
+        (["--tokens", "1e300"], "tokens is 1e+300, which is"),
+        (["--tokens", "1M", "--seed", "x"], "--seed is 'x'; it must be a whole number"),
+        (["--tokens", "1M", "--seed", "1.5"], "--seed is '1.5'; it must be a whole number"),
+        (["--tokens", "1M", "--clip", "big"], "--clip is 'big'; it must be a number"),
+        (["--tokens", "1M", "--weight-decay", "nan"], "weight_decay is nan; it must be a finite number"),
+        (["--tokens", "1M", "--checkpoint-seconds", "often"], "checkpoint_seconds is 'often'"),
+        (["--tokens", "1M", "--evaluation-tokens", "inf"], "evaluation_tokens is 'inf'"),
+        (["--tokens", "1M", "--threads", "100000"], "threads is 100000; it must be at most"),
+        (["--token", "1M"], "--token"),
     ],
 )
 def test_wrong_input_is_one_sentence_and_exit_2(workplace, tmp_path, monkeypatch, capsys, more, words):
@@ -116,6 +130,20 @@ def test_wrong_input_is_one_sentence_and_exit_2(workplace, tmp_path, monkeypatch
     assert error.count("\n") == 1
 
 
-def test_help_is_the_docstrings_of_the_fields():
-    result = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "200", "TERMINAL_WIDTH": "200"})
-    assert "AdamW's decay rates of the first and second moment." in result.stdout
+@pytest.mark.parametrize("columns", ["80", "100"])
+def test_help_is_the_whole_docstrings_of_the_fields(columns):
+    result = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": columns, "TERMINAL_WIDTH": columns})
+    shown = " ".join(result.stdout.split())
+    source = inspect.getsource(TrainConfig)
+    for field in fields(TrainConfig):
+        assert f"--{field.name.replace('_', '-')}" in shown
+        doc = re.search(rf'    {field.name}: .*\n    """((?s:.*?))"""', source)[1]
+        assert " ".join(doc.split()) in re.sub(r"(?<=\w)- (?=\w)", "-", shown), field.name
+    for python_word in ("<int>", "<float>", "<str>", "…", "..."):
+        assert python_word not in shown
+
+
+def test_checkpoints_by_time_can_be_switched_off(workplace, tmp_path):
+    more = ["--tokens", "1k", "--batch-tokens", "512", "--checkpoint-seconds", "none"]
+    assert run(*arguments(workplace, tmp_path / "run", *more)).exit_code == 0
+    assert json.loads((tmp_path / "run/config.json").read_text())["checkpoint_seconds"] is None

@@ -5,7 +5,10 @@ instant.
 """
 
 import sys
+import warnings
+from typing import Any
 
+from isoflop.cli._usage import UsageError, explanation
 from isoflop.cli.app import app
 from isoflop.errors import InputError, RunError
 
@@ -13,14 +16,28 @@ __all__ = ["app", "main"]
 
 
 def main() -> None:
-    """Run the command line; map the project's two errors to exit codes 2 and 1."""
+    """Run the command line; map the project's two errors, and wrong usage, to exit codes 1 and 2."""
+    warnings.showwarning = _show_warning
     try:
-        app()
+        code = app(standalone_mode=False)
+    except UsageError as error:
+        _fail(explanation(error), 2)
     except InputError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
+        _fail(f"error: {error}", 2)
     except RunError as error:
-        sys.stderr.write(f"failed: {error}\n")
-        sys.exit(1)
+        _fail(f"failed: {error}", 1)
+    except KeyboardInterrupt:
+        _fail("stopped.", 130)
     except BrokenPipeError:
         sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(line: str, code: int) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.exit(code)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **_: Any) -> None:
+    """One line without the place in the code, which says nothing to whoever typed a command."""
+    sys.stderr.write(f"warning: {' '.join(str(message).split())}\n")

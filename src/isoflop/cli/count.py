@@ -6,16 +6,20 @@ from typing import Annotated
 import typer
 
 from isoflop.cli._common import JsonFlag, print_json, print_table, si
+from isoflop.errors import InputError
+from isoflop.spec import CONVENTIONS
 
 
 def count(
     spec: Annotated[Path, typer.Argument(help="Spec file (.yaml or .json).")],
-    context: Annotated[int | None, typer.Option(help="Tokens in a sequence; default: the spec's context.")] = None,
+    context: Annotated[
+        int | None, typer.Option(metavar="NUMBER", help="Tokens in a sequence; default: the spec's context.")
+    ] = None,
     convention: Annotated[
-        str, typer.Option(help="How FLOPs are counted: exact, exact-full, 6ND, krajewski, …")
+        str, typer.Option(metavar="NAME", help=f"How FLOPs are counted: {', '.join(CONVENTIONS)}.")
     ] = "exact",
     batch_tokens: Annotated[
-        int | None, typer.Option(help="Tokens in one forward, for memory; default: one sequence.")
+        int | None, typer.Option(metavar="NUMBER", help="Tokens in one forward, for memory; default: one sequence.")
     ] = None,
     json: JsonFlag = False,
 ) -> None:
@@ -25,6 +29,8 @@ def count(
     model = room.load_spec(spec)
     counted = room.count(model, context=context, convention=convention)
     batch_tokens = counted.context if batch_tokens is None else batch_tokens
+    if batch_tokens < 1:
+        raise InputError(f"batch_tokens is {batch_tokens}; it must be at least 1.")
     training = room.memory(model, batch_tokens=batch_tokens)
     cache = room.kv_cache_bytes(model, tokens=counted.context)
     if json:

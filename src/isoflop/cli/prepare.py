@@ -18,18 +18,31 @@ def prepare(
         list[str],
         typer.Argument(
             help="Plain text, .jsonl, .parquet, a Hugging Face dataset saved to disk, directories of such files, or "
-            "the word python-stdlib (the Python standard library's own source)."
+            "the word python-stdlib (the Python standard library's own source).",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Directory to make.")],
+    out: Annotated[Path, typer.Option(metavar="DIRECTORY", help="Directory to make.")],
     tokenizer: Annotated[
-        str, typer.Option(help="bytes, bpe (trained on the training split), or a tokenizer.json or GPT-2 .tiktoken.")
+        str,
+        typer.Option(
+            metavar="NAME", help="bytes, bpe (trained on the training split), or a tokenizer.json or GPT-2 .tiktoken."
+        ),
     ] = "bytes",
-    vocab_size: Annotated[int | None, typer.Option(help="Number of token ids of the BPE to train.")] = None,
-    text_column: Annotated[str, typer.Option(help="Where JSON lines, Parquet and datasets keep the text.")] = "text",
-    validation_fraction: Annotated[float, typer.Option(help="Share of the documents that is held out.")] = 0.05,
-    document_bytes: Annotated[int, typer.Option(help="Longest document that plain text is cut into.")] = 32768,
-    seed: Annotated[int, typer.Option(help="Of the documents' order; the split does not depend on it.")] = 0,
+    vocab_size: Annotated[
+        int | None, typer.Option(metavar="NUMBER", help="Number of token ids of the BPE to train.")
+    ] = None,
+    text_column: Annotated[
+        str, typer.Option(metavar="NAME", help="Where JSON lines, Parquet and datasets keep the text.")
+    ] = "text",
+    validation_fraction: Annotated[
+        float, typer.Option(metavar="NUMBER", help="Share of the documents that is held out.")
+    ] = 0.05,
+    document_bytes: Annotated[
+        int, typer.Option(metavar="NUMBER", help="Longest document that plain text is cut into.")
+    ] = 32768,
+    seed: Annotated[
+        int, typer.Option(metavar="NUMBER", help="Of the documents' order; the split does not depend on it.")
+    ] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace other prepared data in OUT.")] = False,
     json: JsonFlag = False,
 ) -> None:

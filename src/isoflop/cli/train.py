@@ -7,7 +7,7 @@ import json as json_module
 import sys
 import textwrap
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -52,21 +52,31 @@ def _field_docs(kind: type) -> dict[str, str]:
 
 
 _DOCS = _field_docs(TrainConfig)
+_HINTS = get_type_hints(TrainConfig)
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
 
 
-def _option(name: str, **settings: Any) -> Any:
-    return typer.Option(help=_DOCS[name], show_default=_DEFAULTS[name] is not None, **settings)
+def _option(name: str) -> Any:
+    hint = _HINTS[name]
+    kinds = {kind for kind in (hint, *get_args(hint)) if isinstance(kind, type)}
+    metavar = "NUMBER" if kinds & {int, float} else "NAME" if str in kinds else None
+    if get_origin(hint) is Literal:
+        metavar = "|".join(get_args(hint))
+    elif get_origin(hint) is tuple:
+        metavar = "NUMBER NUMBER"
+    return typer.Option(help=_DOCS[name], show_default=_DEFAULTS[name] is not None, metavar=metavar)
 
 
 def train(
-    spec: Annotated[Path, typer.Option(help="Spec file of the model (.yaml or .json).")],
-    data: Annotated[Path, typer.Option(help="Data directory, as `isoflop prepare` writes it.")],
-    out: Annotated[Path, typer.Option(help="Run directory; an interrupted run in it is continued.")],
-    flops: Annotated[str | None, _option("flops", metavar="NUMBER")] = None,
-    tokens: Annotated[str | None, _option("tokens", metavar="NUMBER")] = None,
-    tokens_per_parameter: Annotated[str | None, _option("tokens_per_parameter", metavar="NUMBER")] = None,
-    batch_tokens: Annotated[str | None, _option("batch_tokens", metavar="NUMBER")] = None,
+    spec: Annotated[Path, typer.Option(metavar="FILE", help="Spec file of the model (.yaml or .json).")],
+    data: Annotated[Path, typer.Option(metavar="DIRECTORY", help="Data directory, as `isoflop prepare` writes it.")],
+    out: Annotated[
+        Path, typer.Option(metavar="DIRECTORY", help="Run directory; an interrupted run in it is continued.")
+    ],
+    flops: Annotated[str | None, _option("flops")] = None,
+    tokens: Annotated[str | None, _option("tokens")] = None,
+    tokens_per_parameter: Annotated[str | None, _option("tokens_per_parameter")] = None,
+    batch_tokens: Annotated[str | None, _option("batch_tokens")] = None,
     micro_batch: Annotated[int | None, _option("micro_batch")] = None,
     learning_rate: Annotated[float | None, _option("learning_rate")] = None,
     schedule: Annotated[str, _option("schedule")] = TrainConfig.schedule,
@@ -82,12 +92,10 @@ def train(
         bool, _option("activation_checkpointing")
     ] = TrainConfig.activation_checkpointing,
     seed: Annotated[int, _option("seed")] = TrainConfig.seed,
-    evaluation_tokens: Annotated[str, _option("evaluation_tokens", metavar="NUMBER")] = str(
-        TrainConfig.evaluation_tokens
-    ),
+    evaluation_tokens: Annotated[str, _option("evaluation_tokens")] = str(TrainConfig.evaluation_tokens),
     evaluate_every: Annotated[int | None, _option("evaluate_every")] = None,
     log_every: Annotated[int, _option("log_every")] = TrainConfig.log_every,
-    checkpoint_seconds: Annotated[float | None, _option("checkpoint_seconds")] = TrainConfig.checkpoint_seconds,
+    checkpoint_seconds: Annotated[str, _option("checkpoint_seconds")] = f"{TrainConfig.checkpoint_seconds:g}",
     checkpoint_steps: Annotated[int | None, _option("checkpoint_steps")] = None,
     keep_checkpoints: Annotated[int, _option("keep_checkpoints")] = TrainConfig.keep_checkpoints,
     threads: Annotated[int | None, _option("threads")] = None,
@@ -102,6 +110,8 @@ def train(
     values = {name: arguments[name] for name in _DEFAULTS}
     for name in ("flops", "tokens", "tokens_per_parameter"):
         values[name] = None if values[name] is None else parse_number(name, values[name])
+    seconds = values["checkpoint_seconds"]
+    values["checkpoint_seconds"] = None if seconds == "none" else parse_number("checkpoint_seconds", seconds)
     for name in ("batch_tokens", "evaluation_tokens"):
         values[name] = None if values[name] is None else parse_whole(name, values[name])
     config = TrainConfig(**values)
