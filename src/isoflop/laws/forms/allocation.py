@@ -5,6 +5,9 @@ import numpy as np
 from isoflop.laws.forms.base import Columns, Form, Parameter
 
 
+_LARGEST = 500.0  # of |ln φ|: a start far from any sensible law must not overflow
+
+
 class Allocation(Form):
     """Best expert–attention ratio r* (Li et al. 2026, arXiv 2603.10379): r* = A (1−S)^p C^(B (1−S)^q).
 
@@ -33,7 +36,8 @@ class Allocation(Form):
     def terms(self, x: Columns, theta: Columns) -> dict[str, np.ndarray]:
         """(1−S)^p C^(B (1−S)^q)."""
         used = x["sparsity"]
-        return {"A": np.exp(theta["p"] * used + theta["B"] * np.exp(theta["q"] * used) * x["flops"])}
+        log_ratio = theta["p"] * used + theta["B"] * np.exp(theta["q"] * used) * x["flops"]
+        return {"A": np.exp(np.clip(log_ratio, -_LARGEST, _LARGEST))}
 
     def derivatives(self, x: Columns, theta: Columns, terms: Columns) -> dict[tuple[str, str], np.ndarray]:
         """Of the exponential of a polynomial in ln(1 − S) and ln C."""
