@@ -4,7 +4,6 @@ import numpy as np
 
 from isoflop.laws.forms.base import Columns, Form, Parameter
 
-
 _LARGEST = 500.0  # of |ln φ|: a start far from any sensible law must not overflow
 
 
