@@ -1,5 +1,6 @@
 """`isoflop prepare`: the table, the JSON, and that options arrive."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from isoflop.cli.prepare import prepare
+from isoflop.cli.prepare import _progress, prepare
 from isoflop.data import TokenData
 from isoflop.errors import InputError
 
@@ -58,3 +59,29 @@ def test_wrong_input_is_an_input_error(rows: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, [str(rows), "--out", str(tmp_path / "data")])
     assert isinstance(done.exception, InputError)
     assert "its columns: body" in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--tokenizer", "bpe"], "vocab_size is missing; tokenizer bpe needs it"),
+        (["--tokenizer", "bpe", "--vocab-size", str(10**30)], "it must be at most 16777216"),
+        (["--document-bytes", str(10**30)], "it must be at most 1099511627776"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(rows: Path, tmp_path: Path, more: list[str], words: str) -> None:
+    done = CliRunner().invoke(app, [str(rows), "--out", str(tmp_path / "data"), "--text-column", "body", *more])
+    assert isinstance(done.exception, InputError)
+    assert words in str(done.exception)
+
+
+def test_where_there_is_no_terminal_lines_say_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    now = itertools.count(0, 4.0)
+    monkeypatch.setattr("isoflop.cli.prepare.time.monotonic", lambda: next(now))
+    with _progress() as progress:
+        for done in range(1, 11):
+            progress("tokenizing", done * 1000, 10_000)
+    assert capsys.readouterr().err == "tokenizing  30% of 10KB\ntokenizing  60% of 10KB\ntokenizing  90% of 10KB\n"

@@ -110,3 +110,18 @@ def test_unfinished_expert_choice_has_no_thresholds_yet(trained):
     else:
         assert isinstance(result.exception, RunError)
         assert "unfinished run" in str(result.exception)
+
+
+def test_a_checkpoint_that_is_not_there_is_named_with_those_that_are(trained):
+    result = sample(trained / "checkpoints/step-00000099")
+    assert isinstance(result.exception, InputError)
+    assert "does not exist; there are step-00000010, step-00000020" in str(result.exception)
+
+
+def test_a_spec_that_was_changed_does_not_fit_the_weights(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    spec = tmp_path / "run/spec.yaml"
+    spec.write_text(spec.read_text().replace("d_model: 16", "d_model: 32"))
+    result = sample(tmp_path / "run")
+    assert isinstance(result.exception, RunError)
+    assert "is not the spec of the weights" in str(result.exception)

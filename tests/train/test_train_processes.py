@@ -76,7 +76,6 @@ def test_two_processes_equal_one(tmp_path, moe, data_dir, processes):
     config = TrainConfig(
         tokens=20 * 512,
         batch_tokens=512,
-        micro_batch=16,
         evaluation_tokens=512,
         threads=1,
         checkpoint_steps=8,

@@ -1,16 +1,21 @@
 """`isoflop prepare`: from text to a data directory."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 
 from isoflop.cli._common import JsonFlag, print_json, print_table, si
+from isoflop.errors import InputError
 
 _SECONDS_BETWEEN_UPDATES: Final = 0.1
+_SECONDS_BETWEEN_LINES: Final = 10.0
+_MOST_IDS: Final = 2**24
+_MOST_BYTES: Final = 2**40
 
 
 def prepare(
@@ -49,7 +54,12 @@ def prepare(
     """Turn text into token shards of a training and a validation split."""
     from isoflop import data as room
 
-    with _progress_bar() as progress:
+    if tokenizer == "bpe" and vocab_size is None:
+        raise InputError("vocab_size is missing; tokenizer bpe needs it, e.g. 8192.")
+    for name, value, most in (("vocab_size", vocab_size, _MOST_IDS), ("document_bytes", document_bytes, _MOST_BYTES)):
+        if value is not None and value > most:
+            raise InputError(f"{name} is {value}; it must be at most {most}.")
+    with _progress() as progress:
         manifest = room.prepare(
             sources,
             out,
@@ -93,15 +103,18 @@ def prepare(
     )
 
 
+def _progress() -> AbstractContextManager[Callable[[str, int, int], None]]:
+    """What shows the stage at hand on stderr: a bar on a terminal, else a line now and then."""
+    return _bar() if sys.stderr.isatty() else _lines()
+
+
 @contextmanager
-def _progress_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr, of the stage at hand; nothing where stderr is no terminal."""
+def _bar() -> Iterator[Callable[[str, int, int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None)
         shown, shown_at = "", 0.0
 
@@ -116,3 +129,20 @@ def _progress_bar() -> Iterator[Callable[[str, int, int], None]]:
             shown, shown_at = stage, now
 
         yield update
+
+
+@contextmanager
+def _lines() -> Iterator[Callable[[str, int, int], None]]:
+    """A line every few seconds; nothing of what takes less."""
+    shown_at = time.monotonic()
+
+    def update(stage: str, done: int, total: int) -> None:
+        nonlocal shown_at
+        now = time.monotonic()
+        if now - shown_at >= _SECONDS_BETWEEN_LINES:
+            shown_at = now
+            of_all = f"{done / total:.0%} of {si(total)}B" if total else f"{si(done)}B"
+            sys.stderr.write(f"{stage}  {of_all}\n")
+            sys.stderr.flush()
+
+    yield update

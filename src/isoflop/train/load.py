@@ -40,7 +40,7 @@ def load_model(path: str | Path, *, device: torch.device | str | None = None) ->
 
     Raises:
         InputError: if `path` is neither.
-        RunError: if no checkpoint matches its checksums.
+        RunError: if no checkpoint matches its checksums, or the weights are not those of the spec.
     """
     path = Path(path)
     run = path.parent.parent if path.parent.name == "checkpoints" else path
@@ -50,6 +50,8 @@ def load_model(path: str | Path, *, device: torch.device | str | None = None) ->
         checkpoint = newest_checkpoint(run / "checkpoints")
         if checkpoint is None:
             raise RunError(f"{run} has no sound checkpoint: the run has not saved one yet, or keep_checkpoints was 0.")
+    elif not path.is_dir():
+        raise InputError(f"run is {path}, which does not exist; {_checkpoints(run)}.")
     else:
         try:
             checkpoint = open_checkpoint(path)
@@ -57,6 +59,16 @@ def load_model(path: str | Path, *, device: torch.device | str | None = None) ->
             raise RunError(f"checkpoint {path} is damaged: {error}.") from None
     spec = load_spec(run / "spec.yaml")
     model = Decoder(spec, device=device)
-    checkpoint.load_model(model)
+    try:
+        checkpoint.load_model(model)
+    except (KeyError, RuntimeError):
+        raise RunError(
+            f"{run}/spec.yaml is not the spec of the weights in {checkpoint.path}; it was changed."
+        ) from None
     model.eval()
     return LoadedModel(model=model, spec=spec, run=run, step=checkpoint.state["step"], manifest=read_manifest(run))
+
+
+def _checkpoints(run: Path) -> str:
+    names = sorted(path.name for path in (run / "checkpoints").glob("step-*"))
+    return f"there are {', '.join(names)}" if names else "there is no checkpoint yet"
