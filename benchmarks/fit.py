@@ -6,7 +6,8 @@
 `--data` is the CSV of the 245 points that Epoch AI read from Hoffmann et al. 2022, Fig. 4 (github.com/epoch-research/
 analyzing-chinchilla, data/svg_extracted_data.csv); the five highest losses are dropped. Everybody minimises the same
 objective, the sum over rows of Huber(ln L − ln L̂) with δ = 1e-3, over E, A, B, alpha, beta. Settings are interleaved
-in one process, the median of the repeats (one of each peer unless told otherwise) is reported with its range, and objectives are recomputed by one function.
+in one process, the median of the repeats (one of each peer unless told otherwise) is reported with its range, and
+objectives are recomputed by one function.
 
 scipy gets every advantage that costs no accuracy: an analytic gradient, vectorised numpy, an objective scaled to order
 one. With scipy's default tolerances on the raw objective it would stop almost at once (and be wrong); `honest` is what
