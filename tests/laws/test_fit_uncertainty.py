@@ -1,6 +1,7 @@
 """Intervals cover what they promise, predictions say where they extrapolate, and JSON loses nothing."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,25 @@ def test_groups_are_resampled_as_wholes() -> None:
     assert np.std(by_budget.draws["E"]) > np.std(by_row.draws["E"])
     with pytest.raises(InputError, match="groups is expansion_rate, which has one value"):
         fit(shifted, bootstrap=200, groups="expansion_rate")
+
+
+def test_one_row_to_spare_gives_a_finite_interval_and_a_warning() -> None:
+    """Student's t with one degree of freedom: 6.31 times the noise either way at 90%, beside the parameters' spread."""
+    table = noisy(grid(6), 0)
+    few = {name: values[[0, 5, 12, 17, 24, 29]] for name, values in table.items()}
+    found = fit(few)
+    new = {"params_total": 1e9, "tokens": 1e10}
+    same = replace(found, draws={name: np.full(50, value) for name, value in found.parameters.items()})
+    assert same.n_rows - same.n_free == 1
+    predicted = found.predict(new)[0]
+    for level, quantile in ((0.9, 6.314), (0.5, 1.0)):
+        low, high = same.predict_interval(new, level=level)
+        assert np.log(high[0] / predicted) == pytest.approx(quantile * found.noise, rel=0.15)
+        assert np.log(predicted / low[0]) == pytest.approx(quantile * found.noise, rel=0.15)
+    loud = replace(same, residuals=same.residuals + 0.5 * np.sign(same.residuals))
+    low, high = loud.predict_interval(new, level=0.9999)
+    assert 0 < low[0] < predicted < high[0] < np.inf
+    assert [sentence for sentence in loud.warnings if "from 1 to spare and are very wide" in sentence]
 
 
 def test_without_a_bootstrap_there_are_no_intervals() -> None:

@@ -1,10 +1,21 @@
 """IsoFLOP minima, compute-optimal frontiers and the efficiency multiplier, on runs whose law is known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from isoflop import InputError
-from isoflop.laws import LawFrontier, RunTable, efficiency_multiplier, fit_shared, isoflop_minima, published
+from isoflop.laws import (
+    LawFrontier,
+    MinimaFrontier,
+    RunTable,
+    cost_between_runs,
+    efficiency_multiplier,
+    fit_shared,
+    isoflop_minima,
+    published,
+)
 
 E, A, B, ALPHA, BETA = 1.3, 300.0, 800.0, 0.32, 0.33
 SAVED, KEPT, GAMMA = 150.0, 380.0, 0.6  # the MoE's g, a, gamma at expansion rate 8
@@ -166,6 +177,19 @@ def test_multiplier_from_fits_and_from_minima() -> None:
     assert efficiency_multiplier(dense, dense, 1e18).value == pytest.approx(1.0, rel=1e-6)
 
 
+def test_cost_between_runs_meets_every_run_and_goes_on_straight() -> None:
+    sizes, per_token = np.array([1e5, 1e6, 4e6, 4e6]), np.array([2e6, 9e6, 3e7, 4e7])
+    rows = [
+        {"params_active": n, "flops": c * 1e9, "tokens": 1e9, "params_total": n, "loss": 3.0, "granularity": 1}
+        for n, c in zip(sizes, per_token, strict=True)
+    ]
+    cost = cost_between_runs(RunTable(rows))
+    assert cost(sizes[:3]) == pytest.approx([2e6, 9e6, np.sqrt(12e14)])
+    assert cost(np.array([1e4]))[0] == pytest.approx(2e6 * 2e6 / 9e6)
+    one = cost_between_runs(RunTable(rows[:1]))
+    assert one(np.array([1e6]))[0] == pytest.approx(2e7)
+
+
 def test_a_loss_below_the_dense_asymptote_has_no_finite_multiplier() -> None:
     dense, moe = published("besiroglu-2024"), published("hoffmann-2022")
     found = efficiency_multiplier(dense, moe, 1e30)
@@ -180,5 +204,12 @@ def test_wrong_arguments_are_sentences() -> None:
         efficiency_multiplier(minima, minima, -1)
     with pytest.raises(InputError, match="two budgets or more"):
         efficiency_multiplier(minima[:1], minima, 1e18)
+    lost = [replace(minima[0], loss=float("nan")), minima[1]]
+    with pytest.raises(InputError, match=r"length 2, 1 of them without a loss; .* two budgets or more"):
+        MinimaFrontier(lost)
+    with pytest.raises(InputError, match=r"length 2; .* each once"):
+        MinimaFrontier([minima[0], replace(minima[1], flops=minima[0].flops)])
+    kept = MinimaFrontier([*minima[:2], replace(minima[2], loss=float("nan"))])
+    assert kept.loss(np.array([3e18])) == MinimaFrontier(minima[:2]).loss(np.array([3e18]))
     with pytest.raises(InputError, match="level is 2"):
         isoflop_minima(study(), level=2)

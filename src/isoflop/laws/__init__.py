@@ -19,7 +19,7 @@ from isoflop.laws.forms import (
     Sparsity,
     Unified,
 )
-from isoflop.laws.frontier import LawFrontier, MinimaFrontier, Multiplier, efficiency_multiplier
+from isoflop.laws.frontier import LawFrontier, MinimaFrontier, Multiplier, cost_between_runs, efficiency_multiplier
 from isoflop.laws.law import Law
 from isoflop.laws.minima import Minimum, isoflop_minima
 from isoflop.laws.numbers import exponent, parse_number
@@ -54,6 +54,7 @@ __all__ = [
     "SharedFit",
     "Sparsity",
     "Unified",
+    "cost_between_runs",
     "efficiency_multiplier",
     "exponent",
     "fit",

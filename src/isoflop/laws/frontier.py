@@ -9,7 +9,9 @@ import numpy as np
 from isoflop.errors import InputError
 from isoflop.laws.law import Law
 from isoflop.laws.minima import Minimum
+from isoflop.laws.numbers import exponent
 from isoflop.laws.result import Fit
+from isoflop.laws.table import RunTable
 
 _GOLDEN = (np.sqrt(5) - 1) / 2
 _NARROWINGS = 45
@@ -18,6 +20,25 @@ _REACH = (-9.0, 30.0)  # ln of the dense budget / the MoE's between which an equ
 
 FlopsPerToken = Callable[[np.ndarray], np.ndarray]
 """Training FLOPs per token from params_active."""
+
+
+def cost_between_runs(runs: RunTable) -> FlopsPerToken:
+    """Training FLOPs per token from params_active: straight lines between the runs, in logarithms, and beyond them.
+
+    For models of one family: with a head and attention scores to pay for, no power law fits small ones well enough.
+    """
+    size = np.log(runs.numeric("params_active"))
+    cost = np.log(runs.numeric("flops") / runs.numeric("tokens"))
+    x = np.unique(np.round(size, 6))
+    y = np.array([cost[np.abs(size - each) < 1e-5].mean() for each in x])
+    slopes = np.diff(y) / np.diff(x) if len(x) > 1 else np.ones(1)
+
+    def flops_per_token(params: np.ndarray) -> np.ndarray:
+        at = np.log(params)
+        below, above = np.minimum(0.0, at - x[0]) * slopes[0], np.maximum(0.0, at - x[-1]) * slopes[-1]
+        return np.asarray(np.exp(np.interp(at, x, y) + below + above))
+
+    return flops_per_token
 
 
 class LawFrontier:
@@ -45,14 +66,14 @@ class LawFrontier:
         self.granularity = granularity
         self.note = ""
         if flops_per_token is None:
-            scale, exponent = (6.0, 1.0) if self.fit is None else _cost(self.fit, granularity)
+            scale, power = (6.0, 1.0) if self.fit is None else _cost(self.fit, granularity)
             if self.fit is None and self.law.convention != "6ND":
                 self.note = (
                     f"law {self.law.name} counts FLOPs as {self.law.convention}; 6·params_active was taken here."
                 )
 
             def flops_per_token(params: np.ndarray) -> np.ndarray:
-                return np.asarray(scale * params**exponent)
+                return np.asarray(scale * params**power)
 
         self.flops_per_token = flops_per_token
 
@@ -114,20 +135,23 @@ class MinimaFrontier:
     """Straight lines in (ln C, ln L) through isoFLOP minima; beyond the ends, the line of the last two."""
 
     def __init__(self, minima: Sequence[Minimum]) -> None:
-        """Take the minima of one architecture.
+        """Take the minima of one architecture; those without a loss are left out.
 
         Raises:
             InputError: if fewer than two budgets are there, or a budget twice.
         """
-        minima = sorted(minima, key=lambda minimum: minimum.flops)
-        if len(minima) < 2 or len({minimum.budget for minimum in minima}) < len(minima):
+        given = len(minima)
+        known = [minimum for minimum in minima if 0 < minimum.loss < np.inf and 0 < minimum.flops < np.inf]
+        lost = f", {given - len(known)} of them without a loss" if len(known) < given else ""
+        minima = sorted(known, key=lambda minimum: minimum.flops)
+        if len(minima) < 2 or min(len({m.budget for m in minima}), len({m.flops for m in minima})) < len(minima):
             raise InputError(
-                f"minima holds {len(minima)} entries; a frontier needs those of one architecture at two budgets or "
-                "more, each once."
+                f"minima has length {given}{lost}; a frontier needs those of one architecture at two "
+                "budgets or more, each once."
             )
         self.log_flops = np.log([minimum.flops for minimum in minima])
         self.log_loss = np.log([[minimum.loss for minimum in minima]])
-        loose = [f"{minimum.budget:.3g}" for minimum in minima if not minimum.inside]
+        loose = [exponent(minimum.budget) for minimum in minima if not minimum.inside]
         self.note = f"the minimum at {', '.join(loose)} FLOPs is not inside the sizes that were run." if loose else ""
         drawn = [minimum.loss_draws for minimum in minima]
         self.draws = np.log(np.stack(drawn, axis=1)) if all(len(each) for each in drawn) else np.zeros((0, len(minima)))
@@ -219,13 +243,13 @@ def efficiency_multiplier(
     notes = [note for note in (ours.note, theirs.note) if note]
     extrapolated = not theirs.inside(flops)
     if extrapolated:
-        notes.append(f"{flops:.3g} FLOPs is outside of the MoE's runs.")
+        notes.append(f"{exponent(flops)} FLOPs is outside of the MoE's runs.")
     if not np.isfinite(value):
         extrapolated = True
         notes.append("no dense budget within reach gives this loss, which lies below the dense runs' asymptote.")
     elif not ours.inside(flops * value):
         extrapolated = True
-        notes.append(f"{flops * value:.3g} dense FLOPs is outside of the dense runs.")
+        notes.append(f"{exponent(flops * value)} dense FLOPs is outside of the dense runs.")
     return Multiplier(
         flops=flops,
         value=value,
@@ -273,8 +297,8 @@ def _cost(fit: Fit, granularity: float | None) -> tuple[float, float]:
     cost = np.log(runs.numeric("flops") / runs.numeric("tokens"))
     if np.ptp(size) < 1e-6:
         return float(np.exp(np.mean(cost - size))), 1.0
-    exponent, offset = np.polyfit(size, cost, 1)
-    return float(np.exp(offset)), float(exponent)
+    power, offset = np.polyfit(size, cost, 1)
+    return float(np.exp(offset)), float(power)
 
 
 def _interval(draws: np.ndarray, level: float) -> tuple[float, float] | None:

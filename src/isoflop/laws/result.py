@@ -15,7 +15,9 @@ from isoflop.laws.table import RunTable
 
 _FAR = 10.0  # budgets beyond this multiple of the fit's largest are an extrapolation
 _FEW = 30  # fewer residuals than this above the parameters are not resampled
+_HARDLY_ANY = 2  # so few rows to spare make Student's t so wide that an interval says little
 _SAMPLES = 4000
+_LARGEST_LOG = 700.0  # ln of what a float can hold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +151,7 @@ class Fit:
 
         Both the parameters (bootstrap draws) and the noise of one run are in it. With 30 rows more than parameters the
         noise is the fit's own residuals, resampled and scaled by sqrt(n / (n - p)); with fewer it is Student's t with
-        n - p degrees of freedom times `noise`.
+        n - p degrees of freedom times `noise`. With one or two rows to spare that is very wide, and `warnings` says so.
 
         Raises:
             InputError: if the fit has no bootstrap or no more rows than parameters.
@@ -169,7 +171,15 @@ class Fit:
             noise = rng.choice(centred, size=losses.shape) * np.sqrt(self.n_rows / spare)
         else:
             noise = rng.standard_t(spare, size=losses.shape) * self.noise
-        low, high = np.quantile(losses * np.exp(noise), [tail, 1 - tail], axis=0)
+        if spare <= _HARDLY_ANY:
+            sentence = (
+                f"the fit has {self.n_rows} rows for {self.n_free} free parameters: prediction intervals know the "
+                f"noise from {spare} to spare and are very wide; add runs."
+            )
+            if sentence not in self.warnings:
+                self.warnings.append(sentence)
+        ends = np.quantile(np.log(losses) + noise, [tail, 1 - tail], axis=0)
+        low, high = np.exp(np.clip(ends, -_LARGEST_LOG, _LARGEST_LOG))
         return low, high
 
     def holdout(self, by: str = "flops", largest: float = 0.2) -> Holdout:

@@ -1,7 +1,7 @@
 """Everything the report shows that is computed from the study's records: minima, laws, frontier, checks."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from isoflop.laws import (
     MinimaFrontier,
     Minimum,
     RunTable,
+    cost_between_runs,
     efficiency_multiplier,
     isoflop_minima,
 )
@@ -128,8 +129,7 @@ def _fits(records: "StudyRecords") -> tuple[list[tuple[str, Fit]], dict[str, Fit
 def _frontiers(laws: Mapping[str, Fit], architectures: Sequence[view.Architecture]) -> dict[str, LawFrontier]:
     """The compute-optimal loss of each architecture under its law.
 
-    What a token costs at a size is interpolated between the architecture's own runs: with a head and attention scores
-    to pay for, no power law fits small models well enough.
+    What a token costs at a size is interpolated between the architecture's own runs.
     """
     frontiers = {}
     for architecture in architectures:
@@ -142,25 +142,9 @@ def _frontiers(laws: Mapping[str, Fit], architectures: Sequence[view.Architectur
         if not len(own):
             continue
         frontiers[architecture.name] = LawFrontier(
-            replace(fit, runs=own), granularity=architecture.granularity, flops_per_token=_cost(own)
+            replace(fit, runs=own), granularity=architecture.granularity, flops_per_token=cost_between_runs(own)
         )
     return frontiers
-
-
-def _cost(runs: RunTable) -> Callable[[np.ndarray], np.ndarray]:
-    """Training FLOPs per token from params_active: straight lines between the runs, in logarithms, and beyond them."""
-    size = np.log(runs.numeric("params_active"))
-    cost = np.log(runs.numeric("flops") / runs.numeric("tokens"))
-    x = np.unique(np.round(size, 6))
-    y = np.array([cost[np.abs(size - each) < 1e-5].mean() for each in x])
-    slopes = np.diff(y) / np.diff(x) if len(x) > 1 else np.ones(1)
-
-    def flops_per_token(params: np.ndarray) -> np.ndarray:
-        at = np.log(params)
-        below, above = np.minimum(0.0, at - x[0]) * slopes[0], np.maximum(0.0, at - x[-1]) * slopes[-1]
-        return np.asarray(np.exp(np.interp(at, x, y) + below + above))
-
-    return flops_per_token
 
 
 def _predicted(runs: RunTable, by_architecture: Mapping[str, Fit]) -> np.ndarray | None:
