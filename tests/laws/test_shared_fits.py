@@ -58,6 +58,51 @@ def test_holdout_refits_all_groups_without_the_largest() -> None:
     assert all(score.rmse < 0.012 for score in scores.values())
 
 
+def test_pinned_parameters_stay_and_the_others_are_recovered() -> None:
+    pinned = {"dense": {"alpha": DENSE["alpha"]}, "moe": {"gamma": MOE["gamma"], "c": MOE["c"]}}
+    found = fit_shared(groups(0.0), pinned=pinned, bootstrap=20)
+    assert found.status == "converged", found.message
+    assert found["dense"].pinned == {"E": 1.31, "alpha": 0.317}
+    assert found["moe"].pinned == {"c": 1.31, "gamma": 0.62}
+    assert (found["dense"].n_free, found["moe"].n_free) == (3, 5)
+    for name, truth in (("dense", DENSE), ("moe", MOE)):
+        for parameter, value in truth.items():
+            assert found[name].parameters[parameter] == pytest.approx(value, rel=1e-5)
+    assert set(found["dense"].draws["alpha"]) == {0.317}
+
+
+def test_what_is_pinned_moves_the_others_and_the_holdout_keeps_it() -> None:
+    made = groups(0.003)
+    found = fit_shared(made, pinned={"dense": {"E": 1.5}})
+    assert found.asymptote == found["moe"].parameters["c"] == 1.5
+    for name, (runs, law) in made.items():
+        alone = fit(runs, law, pinned={FORMS[law].asymptote: 1.5})
+        assert found[name].objective == pytest.approx(alone.objective, rel=1e-6)
+        assert found.holdout()[name].rmse == pytest.approx(
+            fit_shared(made, pinned={"moe": {"c": 1.5}}).holdout()[name].rmse, rel=1e-3
+        )
+
+
+def test_a_whole_group_may_be_given() -> None:
+    found = fit_shared(groups(0.0), pinned={"dense": {name: DENSE[name] for name in ("A", "B", "alpha", "beta")}})
+    assert found.status == "converged", found.message
+    assert found["moe"].parameters["a"] == pytest.approx(MOE["a"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("pinned", "says"),
+    [
+        ({"sparse": {"E": 1}}, "pinned names group sparse; the groups are dense, moe"),
+        ({"dense": {"c": 1}}, "pinned parameter c is not in law chinchilla"),
+        ({"dense": {"alpha": 9}}, "pinned alpha is 9; it must be between 0 and 2"),
+        ({"dense": {"E": 1.2}, "moe": {"c": 1.3}}, r"pinned c of group moe is 1\.3 and 1\.2 of another"),
+    ],
+)
+def test_wrong_pins_are_sentences(pinned: dict[str, dict[str, float]], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        fit_shared(groups(0.003), pinned=pinned)
+
+
 def test_one_group_or_too_few_rows_are_sentences() -> None:
     made = groups(0.003)
     with pytest.raises(InputError, match="needs at least two"):

@@ -10,7 +10,7 @@ from isoflop.laws._diagnosis import Status, diagnose
 from isoflop.laws._rows import Runs, fit_rows
 from isoflop.laws._solver import Problem, minimise
 from isoflop.laws._starts import starts
-from isoflop.laws.fitting import Resampler, bootstrap_draws, check_options, mixed
+from isoflop.laws.fitting import Resampler, bootstrap_draws, check_options, mixed, without_columns
 from isoflop.laws.forms import Columns, Form, Parameter, form_named
 from isoflop.laws.result import Fit, Holdout, held_out_score, held_out_split
 from isoflop.laws.table import RunTable
@@ -53,6 +53,7 @@ class SharedFit:
         others = fit_shared(
             {name: (fit.runs.where(~out[name]), fit.form) for name, fit in self.fits.items()},
             huber_delta=first.huber_delta,
+            pinned={name: fit.pinned for name, fit in self.fits.items()},
             seed=first.seed,
         )
         return {
@@ -67,6 +68,7 @@ def fit_shared(
     *,
     huber_delta: float | None = 1e-3,
     bootstrap: int = 0,
+    pinned: Mapping[str, Mapping[str, float]] | None = None,
     seed: int = 0,
 ) -> SharedFit:
     """Fit one law to each group of runs, with the same irreducible loss in all.
@@ -75,29 +77,38 @@ def fit_shared(
         groups: name → (runs, law), such as {"dense": (dense, "chinchilla"), "moe": (moe, "fine-grained")}.
         huber_delta: as in `fit`.
         bootstrap: number of resamples; rows are resampled within their group.
+        pinned: group → parameters of its law that are given, not fitted. The irreducible loss of one is that of all.
         seed: of the resamples.
 
     Raises:
-        InputError: as `fit`, or if fewer than two groups are given.
+        InputError: as `fit`, or if fewer than two groups are given, or what is pinned names no group or gives the
+            irreducible loss two values.
     """
     if len(groups) < 2:
         raise InputError(f"groups has {len(groups)} entry; a shared fit needs at least two, else use fit.")
+    unknown = [name for name in pinned or {} if name not in groups]
+    if unknown:
+        raise InputError(f"pinned names group {unknown[0]}; the groups are {', '.join(groups)}.")
     forms, tables, left_out = {}, {}, {}
+    fixed: dict[str, dict[str, float]] = {}
     for name, (runs, law) in groups.items():
         forms[name] = form_named(law) if isinstance(law, str) else law
         if forms[name].asymptote is None:
             raise InputError(f"group {name} has law {law}, which has no irreducible loss to share; choose another law.")
         tables[name], left_out[name] = fit_rows(runs, forms[name])
-        if len(tables[name]) < len(forms[name].names) - 1:
+        given = without_columns(forms[name], tables[name]) | dict((pinned or {}).get(name, {}))
+        fixed[name] = check_options(forms[name], huber_delta=huber_delta, bootstrap=bootstrap, pinned=given, restarts=2)
+        free = len({*forms[name].names} - {*fixed[name], forms[name].asymptote})
+        if len(tables[name]) < free:
             raise InputError(
-                f"group {name} has {len(tables[name])} usable rows for {len(forms[name].names) - 1} parameters of law "
-                f"{forms[name].name} beside the shared one; add runs."
+                f"group {name} has {len(tables[name])} usable rows for {free} parameters of law {forms[name].name} "
+                "beside the shared one; add runs, or pin parameters."
             )
-    check_options(next(iter(forms.values())), huber_delta=huber_delta, bootstrap=bootstrap, pinned=None, restarts=2)
     form = _Together(forms)
+    together = form.pinned(fixed)
     columns = form.stack(tables)
     loss = np.concatenate([table.numeric("loss") for table in tables.values()])
-    problem = Problem(form, columns, loss, pinned={}, huber_delta=huber_delta)
+    problem = Problem(form, columns, loss, pinned=together, huber_delta=huber_delta)
     rng = np.random.default_rng(seed)
     solution = minimise(problem, _starts(problem, form, tables, huber_delta, rng))
     best = solution.coordinates[[solution.best()]]
@@ -106,7 +117,7 @@ def fit_shared(
     if bootstrap:
         draws = bootstrap_draws(problem, best, Resampler(len(loss), strata=form.group_of_row(tables)), bootstrap, rng)
     residuals = problem.evaluate(best).residuals[0]
-    together = f"fitted together with one irreducible loss: {diagnosis.message}"
+    message = f"fitted together with one irreducible loss: {diagnosis.message}"
     fits = {}
     for index, (name, table) in enumerate(tables.items()):
         own = residuals[form.group_of_row(tables) == index]
@@ -114,12 +125,12 @@ def fit_shared(
             form=forms[name],
             parameters={key: float(value[0]) for key, value in form.of_group(name, problem.parameters(best)).items()},
             status=diagnosis.status,
-            message=together,
+            message=message,
             objective=float(problem.huber(own).sum()),
             condition=diagnosis.condition,
             n_left_out=left_out[name],
             huber_delta=huber_delta,
-            pinned={},
+            pinned=form.pinned_of(name, together),
             residuals=own,
             draws=form.of_group(name, problem.parameters(draws)) if bootstrap else {},
             runs=table,
@@ -149,6 +160,31 @@ class _Together(Form):
             if parameter.name != form.asymptote
         )
 
+    def pinned(self, by_group: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+        """Parameters pinned in the groups, in the names of this law.
+
+        Raises:
+            InputError: if the groups give their one asymptote two values.
+        """
+        found: dict[str, float] = {}
+        for group, pinned in by_group.items():
+            for name, value in pinned.items():
+                stacked = self._stacked(group, name)
+                if found.setdefault(stacked, value) != value:
+                    raise InputError(
+                        f"pinned {name} of group {group} is {value:g} and {found[stacked]:g} of another; a shared fit "
+                        "has one irreducible loss."
+                    )
+        return found
+
+    def pinned_of(self, group: str, pinned: Mapping[str, float]) -> dict[str, float]:
+        """The pinned parameters of one group, in its own law's names."""
+        stacked = {name: self._stacked(group, name) for name in self.forms[group].names}
+        return {name: pinned[each] for name, each in stacked.items() if each in pinned}
+
+    def _stacked(self, group: str, name: str) -> str:
+        return _SHARED if name == self.forms[group].asymptote else f"{group}.{name}"
+
     def stack(self, tables: Mapping[str, RunTable]) -> dict[str, np.ndarray]:
         """Columns [n] over all groups' rows; where a row is another group's, the group's geometric mean."""
         group_of_row = self.group_of_row(tables)
@@ -169,9 +205,7 @@ class _Together(Form):
 
     def of_group(self, group: str, parameters: Columns) -> dict[str, np.ndarray]:
         """One group's parameters [B] in its own law's names."""
-        form = self.forms[group]
-        names = {name: _SHARED if name == form.asymptote else f"{group}.{name}" for name in form.names}
-        return {name: parameters[stacked][:, 0] for name, stacked in names.items()}
+        return {name: parameters[self._stacked(group, name)][:, 0] for name in self.forms[group].names}
 
     def features(self, columns: Columns) -> dict[str, np.ndarray]:
         """Each group's own features, and which rows are its own."""
@@ -212,18 +246,27 @@ def _starts(
     huber_delta: float | None,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Each group fitted alone at several given asymptotes; together they are the starts [_, p]."""
+    """Each group fitted alone at several given asymptotes; together they are the starts [_, p].
+
+    Where the asymptote is pinned, that is the one, and the starts differ in which of a group's minima they take.
+    """
     lowest = min(float(table.numeric("loss").min()) for table in tables.values())
     rows = []
-    for share in _ASYMPTOTES:
-        parameters = {_SHARED: np.full((1, 1), share * lowest)}
+    for index, share in enumerate(_ASYMPTOTES):
+        asymptote = problem.pinned.get(_SHARED, share * lowest)
+        parameters = {_SHARED: np.full((1, 1), asymptote)}
         for group, own in form.forms.items():
             columns = {name: tables[group].numeric(name) for name in own.columns}
             loss = tables[group].numeric("loss")
             assert own.asymptote is not None
-            alone = Problem(own, columns, loss, pinned={own.asymptote: share * lowest}, huber_delta=huber_delta)
-            solution = minimise(alone, starts(alone, 4, rng))
-            values = alone.parameters(solution.coordinates[[solution.best()]])
+            pinned = form.pinned_of(group, problem.pinned) | {own.asymptote: asymptote}
+            alone = Problem(own, columns, loss, pinned=pinned, huber_delta=huber_delta)
+            z = np.zeros((1, 0))
+            if alone.size:
+                solution = minimise(alone, starts(alone, 4, rng))
+                order = np.argsort(solution.objective, kind="stable")
+                z = solution.coordinates[[order[index % len(order) if _SHARED in problem.pinned else 0]]]
+            values = alone.parameters(z)
             parameters |= {f"{group}.{name}": value for name, value in values.items() if name != own.asymptote}
         rows.append(problem.coordinates(parameters))
     return np.concatenate(rows)
