@@ -42,7 +42,7 @@ def fit_rows(runs: Runs, form: Form) -> tuple[RunTable, int]:
     done = done.with_columns({name: form.optional[name].value for name in absent})
     for column in (*form.columns, form.target):
         check_values(done, column)
-    _check_twins(done)
+    _check_twins(done, (*form.columns, form.target))
     for column in form.fixed:
         if column in done:
             values = np.unique(done.numeric(column))
@@ -70,10 +70,17 @@ def check_values(table: RunTable, column: str) -> None:
     )
 
 
-def _check_twins(table: RunTable) -> None:
-    seen: dict[Any, int] = {}
+def _check_twins(table: RunTable, columns: Sequence[str]) -> None:
+    """Raise InputError at the first row that is there twice; `columns` are numbers in which twins agree."""
     by_id = "run_id" in table and all(value is not None for value in table["run_id"])
-    for index, row in enumerate(table.rows):
+    suspects: Iterable[int] = range(len(table))
+    if not by_id:
+        values = np.stack([table.numeric(name) for name in columns], axis=1)
+        _, place, times = np.unique(values, axis=0, return_inverse=True, return_counts=True)
+        suspects = np.flatnonzero(times[place.reshape(-1)] > 1).tolist()
+    seen: dict[Any, int] = {}
+    for index in suspects:
+        row = table.rows[index]
         key = row["run_id"] if by_id else tuple(sorted((name, repr(value)) for name, value in row.items()))
         if key in seen:
             what = f"run_id {key} is" if by_id else "every column is"

@@ -9,6 +9,7 @@ optimiser works on sums that are compared only with themselves, so the size of Î
 """
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -51,6 +52,15 @@ class Problem:
         self.coefficients = [parameter for parameter in form.coefficients if parameter.name not in pinned]
         self.exponents = [parameter for parameter in form.exponents if parameter.name not in pinned]
         self.names = [parameter.name for parameter in (*self.coefficients, *self.exponents)]
+
+    def on_rows(self, rows: np.ndarray) -> "Problem":
+        """The same problem, in the same coordinates, on some of its rows."""
+        part = copy(self)
+        part.log_loss = self.log_loss[rows]
+        part.features = {
+            name: value[rows] if len(value) == len(self.log_loss) else value for name, value in self.features.items()
+        }
+        return part
 
     @property
     def size(self) -> int:

@@ -16,25 +16,25 @@ def starts(problem: Problem, restarts: int, rng: np.random.Generator) -> np.ndar
     """Coordinates [restarts, p] of distinct starting points, the most promising first."""
     grid = _grid(problem, rng)
     rows = np.linspace(0, len(problem.log_loss) - 1, min(_ROWS, len(problem.log_loss))).round().astype(int)
+    problem = problem.on_rows(rows)
     coefficients = np.zeros((len(grid), len(problem.coefficients)))
     z = np.concatenate([coefficients, grid], axis=1)
     point = problem.evaluate(z)
-    loss = np.exp(problem.log_loss[rows])
+    loss = np.exp(problem.log_loss)
     shape = (len(grid), len(rows))
 
-    def on_rows(value: np.ndarray) -> np.ndarray:
-        wide = np.broadcast_to(value, (len(grid), len(problem.log_loss)))
-        return np.asarray(wide[:, rows] / loss)
+    def relative(value: np.ndarray) -> np.ndarray:
+        return np.asarray(np.broadcast_to(value, shape) / loss)
 
     free = {p.name for p in problem.coefficients}
     known = sum(
-        (on_rows(point.coefficients[name] * term) for name, term in point.terms.items() if name not in free),
+        (relative(point.coefficients[name] * term) for name, term in point.terms.items() if name not in free),
         np.zeros(shape),
     )
-    scaled = [on_rows(point.terms[p.name] / point.at_reference[p.name]) for p in problem.coefficients]
+    scaled = [relative(point.terms[p.name] / point.at_reference[p.name]) for p in problem.coefficients]
     if scaled:
         z[:, : len(scaled)] = _non_negative(np.stack(scaled, axis=1), 1.0 - known)
-    residuals = problem.evaluate(z).residuals[:, rows]
+    residuals = problem.evaluate(z).residuals
     order = np.argsort(np.sum(problem.huber(residuals), axis=1))
     best = order[: restarts - restarts // _SPREAD]
     rest = order[len(best) :]

@@ -7,6 +7,7 @@ import numpy as np
 from isoflop.errors import InputError
 from isoflop.laws._diagnosis import diagnose
 from isoflop.laws._rows import Runs, fit_rows
+from isoflop.laws._screening import minimise_from
 from isoflop.laws._solver import Problem, minimise
 from isoflop.laws._starts import starts
 from isoflop.laws.forms import Form, form_named
@@ -58,7 +59,7 @@ def fit(
     columns = {name: table.numeric(name) for name in form.columns}
     problem = Problem(form, columns, table.numeric(form.target), pinned=fixed, huber_delta=huber_delta)
     rng = np.random.default_rng(seed)
-    solution = minimise(problem, starts(problem, restarts, rng))
+    solution = minimise_from(problem, starts(problem, restarts, rng))
     best = solution.coordinates[[solution.best()]]
     diagnosis = diagnose(problem, solution)
     draws = {}

@@ -19,6 +19,7 @@ TEXT: Final = frozenset(
 )
 """Columns that stay text even if every value looks like a number."""
 
+_WHOLE = re.compile(r"[+-]?\d{1,15}")
 _FORMATS = ".csv, .jsonl and .parquet"
 
 
@@ -162,7 +163,7 @@ def _typed_cells(name: str, cells: list[Any]) -> list[Any]:
 
 
 def _number(text: str) -> int | float | None:
-    if re.fullmatch(r"[+-]?\d{1,15}", text):
+    if _WHOLE.fullmatch(text):
         return int(text)
     return parse_number(text)
 

@@ -8,7 +8,8 @@ import numpy as np
 from isoflop.errors import InputError
 from isoflop.laws._diagnosis import Status, diagnose
 from isoflop.laws._rows import Runs, fit_rows
-from isoflop.laws._solver import Problem, minimise
+from isoflop.laws._screening import minimise_from
+from isoflop.laws._solver import Problem
 from isoflop.laws._starts import starts
 from isoflop.laws.fitting import Resampler, bootstrap_draws, check_options, mixed, without_columns
 from isoflop.laws.forms import Columns, Form, Parameter, form_named
@@ -110,7 +111,7 @@ def fit_shared(
     loss = np.concatenate([table.numeric("loss") for table in tables.values()])
     problem = Problem(form, columns, loss, pinned=together, huber_delta=huber_delta)
     rng = np.random.default_rng(seed)
-    solution = minimise(problem, _starts(problem, form, tables, huber_delta, rng))
+    solution = minimise_from(problem, _starts(problem, form, tables, huber_delta, rng))
     best = solution.coordinates[[solution.best()]]
     diagnosis = diagnose(problem, solution)
     draws = np.zeros((0, problem.size))
@@ -263,7 +264,7 @@ def _starts(
             alone = Problem(own, columns, loss, pinned=pinned, huber_delta=huber_delta)
             z = np.zeros((1, 0))
             if alone.size:
-                solution = minimise(alone, starts(alone, 4, rng))
+                solution = minimise_from(alone, starts(alone, 4, rng))
                 order = np.argsort(solution.objective, kind="stable")
                 z = solution.coordinates[[order[index % len(order) if _SHARED in problem.pinned else 0]]]
             values = alone.parameters(z)

@@ -129,6 +129,8 @@ class RunTable:
 
     def with_columns(self, columns: Mapping[str, Any], notes: Sequence[str] = ()) -> "RunTable":
         """The same rows with columns added or replaced; a value is an array [n] or one value for all rows."""
+        if not columns and not notes:
+            return self
         rows = [dict(row) for row in self.rows]
         for name, values in columns.items():
             each = values if isinstance(values, np.ndarray) else [values] * len(rows)
