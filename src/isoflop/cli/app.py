@@ -1,13 +1,15 @@
 """The command's root: registers the verbs."""
 
 import inspect
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from isoflop import __version__
 from isoflop.cli.count import count
 from isoflop.cli.fit import fit
+from isoflop.cli.next_run import next_run
 from isoflop.cli.plan import plan
 from isoflop.cli.prepare import prepare
 from isoflop.cli.report import report
@@ -15,8 +17,23 @@ from isoflop.cli.sample import sample
 from isoflop.cli.study import study_app
 from isoflop.cli.train import train
 
+_TWO_WORDS = "plan next-run"
+"""A verb of its own beside `plan`, whose required options a group of commands would ask for in vain."""
+
+
+class _Verbs(TyperGroup):
+    """The verbs; one of them is two words."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """The verb at the head of the arguments, and the rest."""
+        if " ".join(args[:2]) == _TWO_WORDS:
+            args = [_TWO_WORDS, *args[2:]]
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
     name="isoflop",
+    cls=_Verbs,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -49,7 +66,8 @@ app.command()(count)
 app.command()(train)
 app.command()(sample)
 app.command()(fit)
-app.command()(plan)
+app.command(epilog=f"Which run to do first, to plan with more certainty: isoflop {_TWO_WORDS} --help")(plan)
+app.command(_TWO_WORDS)(next_run)
 app.add_typer(study_app, name="study")
 app.command()(report)
 
