@@ -1,8 +1,9 @@
 """Shows what a study found: figures, and a report in one HTML file. Reads nothing but the study's files.
 
-`isoflop.report.figures` holds the figures, each usable alone.
+`isoflop.report.figures` holds the figures, each usable alone; `isoflop.report.plan_figures` those of a plan.
 """
 
 from isoflop.report.page import write_report
+from isoflop.report.plan_figures import write_plan_figures
 
-__all__ = ["write_report"]
+__all__ = ["write_plan_figures", "write_report"]
