@@ -130,3 +130,17 @@ def test_twins_too_few_rows_and_wrong_arguments_are_sentences() -> None:
         fit({"params_total": [1e9], "tokens": [1e9]})
     with pytest.raises(InputError, match="bootstrap is 3"):
         fit(rows, bootstrap=3)
+
+
+def test_noise_far_above_delta_does_not_stop_the_restarts() -> None:
+    """With residuals far beyond delta and E at its bound the objective is a polyhedron, on which starts used to crawl."""
+    rng = np.random.default_rng(3)
+    size = np.array([36, 55, 55, 107, 107, 216, 216, 107, 216, 340]) * 1e3
+    flops = np.array([1e12] * 2 + [5e12] * 4 + [3e13] * 4) * np.array([1, 1, 1, 1, 1, 1, 1, 1, 1, 0.3])
+    tokens = flops / (6 * size)
+    loss = (3.1 * size**-0.08 + 160 * tokens**-0.42) * np.exp(rng.normal(0, 0.012, 10))
+    table = {"params_total": size, "tokens": tokens, "loss": loss}
+    fitted = fit(table)
+    assert fitted.status in ("bound_hit", "not_identified"), fitted.message
+    more = fit(table, restarts=64, seed=5)
+    assert fitted.objective <= more.objective * (1 + 1e-6)

@@ -44,10 +44,8 @@ def diagnose(problem: Problem, solution: Solution) -> Diagnosis:
     names = np.array(problem.names)
     flat = directions[singular < _FLAT * singular[0]]
     loose = set(names[~idle][np.any(np.abs(flat) > _PART, axis=0)]) if len(flat) else set()
-    orphans = set(names[idle])
-    if loose or not at_zero:
-        loose |= orphans
-    loose |= _elsewhere(problem, solution, same) - (orphans if at_zero else set())
+    loose |= set(names[idle])  # also the exponent of a term whose coefficient is zero
+    loose |= _elsewhere(problem, solution, same)
     loose |= _unbounded(problem, point.residuals[0], scaled, norms, idle)
     bound = f"{_and(at_bound)} {'is' if len(at_bound) == 1 else 'are'} at a bound" if at_bound else ""
     if loose:
@@ -60,8 +58,7 @@ def diagnose(problem: Problem, solution: Solution) -> Diagnosis:
         message = f"no restart reached a minimum (objective {objective:.6g}); check the units of the columns"
         return Diagnosis(status="failed", message=message, condition=condition)
     if at_bound:
-        lost = f", so that {_and(sorted(orphans))} has no meaning" if orphans else ""
-        return Diagnosis(status="bound_hit", message=f"{bound}{lost}; {count}", condition=condition)
+        return Diagnosis(status="bound_hit", message=f"{bound}; {count}", condition=condition)
     if same.sum() < 2:
         message = f"only one of {len(same)} restarts reached the lowest objective; raise restarts"
         return Diagnosis(status="failed", message=message, condition=condition)
