@@ -147,7 +147,7 @@ NOISY = [  # docs/results/granularity-runs.csv, dense: params_total, tokens, los
 
 
 def test_noise_far_above_delta_does_not_stop_the_restarts() -> None:
-    """With residuals far beyond delta and E at its bound the objective is a polyhedron, on which starts used to crawl."""
+    """Far beyond delta and with E at its bound the objective is a polyhedron, on which starts used to crawl."""
     table = dict(zip(("params_total", "tokens", "loss"), np.array(NOISY).T, strict=True))
     fitted = fit(table)
     assert fitted.status == "bound_hit", fitted.message
