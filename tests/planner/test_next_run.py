@@ -213,6 +213,9 @@ def test_a_loose_law_and_a_far_decision_are_said():
     one = runs_of(np.random.default_rng(8)).where(granularity=4.0)
     loose = next_run(laws.fit(one, FORM, bootstrap=60), budget=BUDGET, decide_at=1e17)
     assert any("status not_identified" in sentence for sentence in loose.warnings)
+    sure = next_run(laws.fit(one, FORM, bootstrap=60), budget=BUDGET, decide_at=1e17, threshold=1.0)
+    assert sure.stop
+    assert "the runs leave the law loose" in sure.reason
 
 
 @pytest.mark.parametrize(

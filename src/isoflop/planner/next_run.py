@@ -172,6 +172,8 @@ def next_run(
         repeats = np.floor(budget / grid.flops)
         saved = float(np.max(decision.gain(grid, variance / repeats)))
     stop, reason = _advice(decision, candidates, regret, threshold, saved, least_cut, budget, grid.cheapest)
+    if stop and any(fit.status in ("not_identified", "failed") for fit in fits.values()):
+        reason += " But the runs leave the law loose (see the warnings): more may be uncertain than the draws show."
     return NextRun(
         decide_at=decide_at,
         budget=budget,

@@ -1,6 +1,7 @@
 """Figures of a plan: what each choice costs at its budget, isoloss contours, and what other budgets would want."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from isoflop.planner import Plan
 from isoflop.report._plan_families import LossLaw, PlanFamily, families_of
 from isoflop.report.embed import save
 from isoflop.report.style import (
+    DASHES,
     LIGHT,
     WIDE,
     Look,
@@ -72,7 +74,7 @@ def loss_against_choices(plan: Plan, families: Sequence[PlanFamily], *, width: f
     the best model of all.
     """
     shown = _shown(families)
-    looks = _looks(shown)
+    looks = _apart(_looks(shown))
     rows = [family.row for family in families]
     wholes = [
         (name, label)
@@ -295,6 +297,14 @@ def _most_tokens(plan: Plan) -> float:
     """Tokens that the plan's limit on them leaves, where it costs anything; then the best models use them all."""
     limited = plan.constraint_costs.get("tokens_available", 0.0) > 0
     return max(row.tokens for row in plan.table) if limited else np.inf
+
+
+def _apart(looks: Mapping[str, Look]) -> dict[str, Look]:
+    """The looks with dashes by rank, since neighbouring granularities have similar colours; dense stays solid."""
+    return {
+        name: look if look.color == LIGHT["ink"] else replace(look, dash=DASHES[rank % len(DASHES)])
+        for rank, (name, look) in enumerate(looks.items())
+    }
 
 
 def _band(
