@@ -60,7 +60,7 @@ def test_the_run_it_names_tells_more_for_its_flops_than_random_runs(about):
         if about == "difference":
             asked = jacobian(FORM, place(found.runner_up), TRUTH, log=False)[0] - asked
         cost = np.append(np.exp(rng.uniform(np.log(1e15), np.log(BUDGET), 100)), np.full(100, best.flops))
-        ratio = np.exp(rng.uniform(np.log(2.5), np.log(160), 200))
+        ratio = np.exp(rng.uniform(np.log(5), np.log(80), 200))
         active = np.sqrt(cost / 6 / ratio)
         candidates = {
             "params_total": np.append(active * TOTAL, best.params_total),
@@ -171,7 +171,7 @@ def test_candidates_are_affordable_and_like_the_runs():
         assert 1e15 * 0.999 <= candidate.flops <= BUDGET * 1.001
         assert candidate.flops == pytest.approx(6 * candidate.params_active * candidate.tokens, rel=1e-6)
         assert candidate.params_total == pytest.approx(TOTAL * candidate.params_active)
-        assert 2.49 <= candidate.tokens / candidate.params_active <= 161
+        assert 4.99 <= candidate.tokens / candidate.params_active <= 80.1
         assert candidate.regret_after <= found.regret
         assert candidate.gap_std_after <= found.gap_std
     assert max(candidate.flops for candidate in next_run(fit, budget=1e19, decide_at=2e16).candidates) < 2.01e16

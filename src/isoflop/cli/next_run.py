@@ -1,5 +1,6 @@
 """`isoflop plan next-run`: which run tells most about a later decision, or that it is time to decide."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,8 +33,8 @@ def next_run(
     threshold: Annotated[
         float | None,
         typer.Option(
-            help="Nats of expected regret below which to stop; default: the noise of one run where runs were "
-            "repeated, else 0.002."
+            help="Nats of expected regret below which to stop; default: 0.002, or the noise of one run where repeated "
+            "runs say that it is more."
         ),
     ] = None,
     least_cut: Annotated[
@@ -84,12 +85,10 @@ def next_run(
     if json:
         print_json(found.to_dict() | {"law": law, "notes": list(table.notes)})
         return
-    _print(found, top, f"{runs} · {law}")
-    for note in table.notes:
-        typer.echo(f"note: {note}")
+    _print(found, top, f"{runs.name} · {law}", table.notes)
 
 
-def _print(found: "NextRun", top: int, title: str) -> None:
+def _print(found: "NextRun", top: int, title: str, notes: Sequence[str]) -> None:
     from isoflop.laws import exponent
 
     for sentence in found.warnings:
@@ -104,7 +103,7 @@ def _print(found: "NextRun", top: int, title: str) -> None:
                 si(candidate.tokens),
                 f"{candidate.flops:.2g}",
                 f"{candidate.loss:.3f}",
-                f"{candidate.per_flop / found.candidates[0].per_flop:.2f}",
+                f"{candidate.per_flop / found.candidates[0].per_flop:.2g}",
                 f"{candidate.variance_cut:.0%}",
                 "–" if after is None else f"{after:.2g}",
                 f"{candidate.regret_after:.2g}",
@@ -133,5 +132,5 @@ def _print(found: "NextRun", top: int, title: str) -> None:
             f"per FLOP: variance of {what} removed for each FLOP, the first run's being 1; cut: share removed; "
             f"{spread} and regret: what is left after the run."
         )
-    typer.echo("\n".join(lines))
-    typer.echo(found.reason)
+    lines += [f"note: {sentence}" for sentence in notes]
+    typer.echo("\n".join([*lines, found.reason]))

@@ -52,7 +52,7 @@ class Grid:
         doublings = math.log2(budget / self.cheapest)
         costs = np.geomspace(self.cheapest, budget, min(_LEVELS, 1 + math.ceil(doublings)))
         low, high = (pick(family.ratios[i] for family in families) for i, pick in enumerate((min, max)))
-        cost, ratio = (each.ravel() for each in np.meshgrid(costs, np.geomspace(low / 2, high * 2, _RATIOS)))
+        cost, ratio = (each.ravel() for each in np.meshgrid(costs, np.geomspace(low, high, _RATIOS)))
         for family in families:
             size = family.size(cost, ratio)
             self.shapes.append(family.columns(size, size * ratio))

@@ -12,6 +12,8 @@ from isoflop.laws.forms import form_named
 _EXPERT_SHARE = 2 / 3
 """Share of the active parameters that stand in experts of the papers' shapes, 8 d_model² of 12."""
 
+_WIDTH = 16.0  # least ratio of the most to the fewest tokens per parameter of candidates
+
 _KNOWN = {
     "params_active",
     "params_total",
@@ -68,7 +70,11 @@ class Family:
     cheapest: float
     """FLOPs of the cheapest run of the fit."""
     ratios: tuple[float, float]
-    """Fewest and most tokens per active parameter of the fit's runs."""
+    """Fewest and most tokens per active parameter that a run should have: those of the middle 80% of the fit's runs.
+
+    The outermost runs would tell most if the law held exactly, and least where it does not. Where the runs span less
+    than 16 times, the range is made that wide.
+    """
 
     def tokens(self, params_active: np.ndarray, flops: np.ndarray | float) -> np.ndarray:
         """Tokens that a budget buys."""
@@ -204,7 +210,7 @@ class _Runs:
                 "depth_capacity": 1.0,
             },
             cheapest=float(self.flops.min()),
-            ratios=(float((self.tokens / self.active).min()), float((self.tokens / self.active).max())),
+            ratios=_usual(self.tokens / self.active),
         )
 
     def _name(self, own: np.ndarray, rate: float, granularity: float) -> str:
@@ -214,6 +220,12 @@ class _Runs:
             if len(names) == 1:
                 return str(names.pop())
         return "dense" if rate * granularity == 1 else f"moe-e{rate:g}-g{granularity:g}"
+
+
+def _usual(ratio: np.ndarray) -> tuple[float, float]:
+    low, high = np.log(np.quantile(ratio, [0.1, 0.9]))
+    room = max(0.0, np.log(_WIDTH) - (high - low)) / 2
+    return float(np.exp(low - room)), float(np.exp(high + room))
 
 
 def _knows(fit: Fit, column: str) -> bool:

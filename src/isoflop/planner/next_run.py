@@ -21,7 +21,7 @@ from isoflop.planner._experiments import families_of
 About = Literal["difference", "loss"]
 
 THRESHOLD = 0.002
-"""Nats of expected regret that are worth no further run, where no repeated runs tell the noise."""
+"""Nats of expected regret that are worth no further run, unless repeated runs show more noise."""
 
 SETTLED = 0.95
 """Probability of the best architecture from which on runs are ranked by what they tell about its loss."""
@@ -127,8 +127,8 @@ def next_run(
 
     The decision is what to train on `decide_at` FLOPs: an architecture (granularity, expansion rate) and its size.
     Draws are centred on the fit, so that what would be chosen now is what `plan` would choose. A candidate is an
-    architecture, a cost between the cheapest run so far and what is affordable, and tokens per parameter within twice
-    the range of the runs so far: elsewhere the law was never seen to hold.
+    architecture, a cost between the cheapest run so far and what is affordable, and tokens per parameter as
+    most runs so far: elsewhere the law was hardly seen to hold.
 
     Args:
         fits: a fit with bootstrap draws, or several with paired draws (`fit_shared`) by name.
@@ -139,8 +139,8 @@ def next_run(
         granularities: G that the decision is between and that runs may have, for a law that knows it; default: those
             of the runs.
         expansion_rates: E, likewise.
-        threshold: nats of expected regret below which to stop; default: the noise of one run where repeated runs tell
-            it, else 0.002.
+        threshold: nats of expected regret below which to stop; default: 0.002, or the noise of one run where repeated
+            runs say that it is more.
         least_cut: candidates must remove this share of the variance (or half of the largest share, if that is less);
             and where even all of the budget, spent on repeats of any candidate, would not lower the expected regret by
             this share, the advice is to stop.
@@ -162,7 +162,7 @@ def next_run(
     variance = effective_variance(noise, next(iter(fits.values())).huber_delta)
     if threshold is None:
         floor = repeat_noise(fits.values())
-        threshold = THRESHOLD if floor is None else floor * decision.choices[0].loss
+        threshold = max(THRESHOLD, (floor or 0.0) * decision.choices[0].loss)
     regret = decision.regret()
     grid = Grid(families, budget=min(budget, decide_at))
     candidates: list[RunCandidate] = []
