@@ -1,6 +1,7 @@
 """Run tables: typed columns, reading, deriving, and one clear sentence for whatever is wrong with a file."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -99,14 +100,14 @@ def test_json_lines(tmp_path: Path) -> None:
         ("runs.csv", "a,a\n1,2\n", {}, "column 'a' appears twice"),
         ("runs.csv", "a,b\n", {}, "has no rows"),
         ("runs.csv", "", {}, "has no rows"),
-        ("runs.xlsx", "a", {}, "readable are .csv, .jsonl and .parquet"),
+        ("runs.xlsx", "a", {}, "readable are .csv, .tsv, .jsonl (also .gz of these) and .parquet"),
         ("runs.jsonl", '{"a": 1}\n{"a": \n', {}, "line 2 is not JSON"),
         ("runs.jsonl", "[1]\n", {}, "line 1 holds list"),
         ("runs.parquet", "not parquet", {}, "cannot be read"),
     ],
 )
 def test_a_bad_file_is_one_sentence(tmp_path: Path, name: str, text: str, columns: dict[str, str], says: str) -> None:
-    with pytest.raises(InputError, match=says.replace(".", r"\.")) as caught:
+    with pytest.raises(InputError, match=re.escape(says)) as caught:
         read_runs(csv_file(tmp_path, text, name), columns=columns)
     assert "\n" not in str(caught.value)
 

@@ -17,7 +17,7 @@ _FLOPS = ("flops", "budget")
 
 def fit(
     runs: Annotated[Path, typer.Argument(help="Run table (.csv, .jsonl, .parquet) or a study's directory.")],
-    law: Annotated[str, typer.Option(help="Law form: chinchilla or fine-grained.")] = "chinchilla",
+    law: Annotated[str, typer.Option(help="Law form; `isoflop laws` lists them.")] = "chinchilla",
     column: Annotated[
         list[str] | None,
         typer.Option(help="Standard column and its name in the file, as tokens=D. Repeatable."),
@@ -26,8 +26,20 @@ def fit(
         list[str] | None,
         typer.Option(help="Keep rows that fulfil this, as loss<2.9 or architecture=dense. Repeatable."),
     ] = None,
+    assign: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Column and one number for all rows, as expansion_rate=8. Repeatable."),
+    ] = None,
+    last_of: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Keep the last row of each run that this column names.")
+    ] = None,
+    best_of: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMNS", help="Keep the lowest loss where these agree, as params_total,tokens."),
+    ] = None,
     huber_delta: Annotated[
-        str, typer.Option(help="Residual of ln loss from which on the objective is linear; none: least squares.")
+        str,
+        typer.Option(help="Residual of ln loss from which on the objective is linear; l1, or l2 for least squares."),
     ] = "1e-3",
     bootstrap: Annotated[int, typer.Option(help="Resamples behind the intervals; 0: no intervals.")] = 0,
     level: Annotated[float, typer.Option(help="Coverage of the intervals.")] = 0.9,
@@ -55,6 +67,13 @@ def fit(
     n_read = len(table)
     for condition in where or ():
         table = laws.matching(table, condition)
+    if last_of is not None:
+        table = laws.last_of(table, last_of)
+    if best_of is not None:
+        table = laws.best_of(table, [name.strip() for name in best_of.split(",") if name.strip()])
+    if assign:
+        pairs = [_assignment("--set", text) for text in assign]
+        table = laws.derive(table.with_columns({name: _number("--set", name, text) for name, text in pairs}))
     fitted = laws.fit(
         table,
         law,
@@ -90,11 +109,11 @@ def fit(
             "n_read": n_read,
             "holdout": None if score is None else score.to_dict(),
             "warnings": fitted.warnings + without_score,
-            "notes": table.notes,
+            "notes": fitted.runs.notes,
         }
         print_json(document)
     else:
-        _print(fitted, intervals, level, score, without_score, table.notes, f"{runs} · {fitted.form.equation}")
+        _print(fitted, intervals, level, score, without_score, fitted.runs.notes, f"{runs} · {fitted.form.equation}")
     if strict and fitted.status != "converged":
         raise RunError(f"the fit of law {law} has status {fitted.status}: {fitted.message}.")
     if fitted.status == "failed":
@@ -168,4 +187,11 @@ def _number(option: str, name: str, text: str) -> float:
 
 
 def _delta(text: str) -> float | None:
-    return None if text.strip().lower() == "none" else _number("--huber-delta", "delta", text)
+    """The delta that a word stands for: L1 is the limit of a small one, L2 that of a large one."""
+    match text.strip().lower():
+        case "none" | "l2":
+            return None
+        case "l1":
+            return 1e-7
+        case number:
+            return _number("--huber-delta", "delta", number)

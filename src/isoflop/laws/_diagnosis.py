@@ -11,6 +11,7 @@ Status = Literal["converged", "bound_hit", "not_identified", "failed"]
 
 _SAME = 1e-6  # objectives that differ relatively by less are one minimum
 _FLAT = 1e-7  # singular values of the scaled Jacobian below this share of the largest are directions without data
+_FACTOR = 5.0  # a scale whose interval spans this factor is not known
 _PART = 0.03  # a parameter with this share of a flat direction belongs to it
 
 
@@ -96,7 +97,7 @@ def _elsewhere(problem: Problem, solution: Solution, same: np.ndarray) -> set[st
 def _unbounded(
     problem: Problem, residuals: np.ndarray, scaled: np.ndarray, norms: np.ndarray, idle: np.ndarray
 ) -> set[str]:
-    """Exponents whose two standard errors either way cover the whole of what is allowed."""
+    """Exponents whose two standard errors either way cover all that is allowed, or for a scale a factor of five."""
     if len(residuals) <= problem.size:
         return set()
     noise = noise_scale(residuals, problem.size)
@@ -105,7 +106,8 @@ def _unbounded(
     errors[~idle] = noise * np.sqrt(np.maximum(np.diag(inverse), 0)) / norms[~idle]
     first = len(problem.coefficients)
     ranges = np.subtract(*problem.exponent_bounds[::-1])
-    return {p.name for k, p in enumerate(problem.exponents) if 4 * errors[first + k] > ranges[k]}
+    widest = np.where([p.log for p in problem.exponents], np.minimum(ranges, np.log(_FACTOR)), ranges)
+    return {p.name for k, p in enumerate(problem.exponents) if 4 * errors[first + k] > widest[k]}
 
 
 def _and(names: list[str]) -> str:

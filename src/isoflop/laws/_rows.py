@@ -7,7 +7,7 @@ import numpy as np
 
 from isoflop.errors import InputError
 from isoflop.laws.forms import Form, domain, in_domain
-from isoflop.laws.reading import derive
+from isoflop.laws.reading import derive, derive_sparsity
 from isoflop.laws.table import RunTable
 
 Runs = RunTable | Mapping[str, Any] | Sequence[Mapping[str, Any]]
@@ -38,6 +38,8 @@ def fit_rows(runs: Runs, form: Form) -> tuple[RunTable, int]:
     done = derive(table.usable())
     if not len(done):
         raise InputError(f"none of the {len(table)} rows of {table.source} has status done; a fit needs finished runs.")
+    if "sparsity" in form.columns:
+        done = derive_sparsity(done)
     absent = [name for name in form.optional if name not in done]
     done = done.with_columns({name: form.optional[name].value for name in absent})
     for column in (*form.columns, form.target):

@@ -26,7 +26,8 @@ _CONDITION = re.compile(r"\s*([^<>=!]+?)\s*([<>=!]+)\s*(.*?)\s*")
 def matching(table: RunTable, condition: str) -> RunTable:
     """The rows that fulfil a condition COLUMN OPERATOR VALUE, with the operators = != < <= > >=.
 
-    Numbers may be written 1e20 or 4.37B; a row without a value fulfils nothing but !=.
+    Numbers may be written 1e20 or 4.37B; a row without a value fulfils nothing but !=. After = and != alternatives may
+    stand, divided by |: router=Hash|Dense.
 
     Raises:
         InputError: if the condition is malformed, its column is absent, or no row is left.
@@ -41,20 +42,28 @@ def matching(table: RunTable, condition: str) -> RunTable:
         raise InputError(
             f"condition is {condition!r}; {table.source} has no column {column}, it has {', '.join(table.columns)}."
         )
+    if "|" in text and sign in ("=", "==", "!="):
+        each = [_mask(table, condition, column, sign, part.strip()) for part in text.split("|")]
+        keep = np.logical_and.reduce(each) if sign == "!=" else np.logical_or.reduce(each)
+    else:
+        keep = _mask(table, condition, column, sign, text)
+    rows = table.where(keep)
+    if not len(rows):
+        raise InputError(f"condition is {condition!r}; none of the {len(table)} rows of {table.source} fulfils it.")
+    return rows
+
+
+def _mask(table: RunTable, condition: str, column: str, sign: str, text: str) -> np.ndarray:
+    """Which rows fulfil one comparison."""
     compare, values, number = _OPERATORS[sign], table[column], parse_number(text)
     ordered = compare not in (operator.eq, operator.ne)
     if values.dtype != object or (ordered and any(_is_number(value) for value in values)):
         if number is None:
             raise InputError(f"condition is {condition!r}; column {column} holds numbers, so its value must be one.")
-        keep = compare(table.numeric(column), number)
-    elif ordered:
+        return np.asarray(compare(table.numeric(column), number))
+    if ordered:
         raise InputError(f"condition is {condition!r}; column {column} holds text, which knows only = and !=.")
-    else:
-        keep = np.array([compare(_text(value), text.lower()) for value in values], dtype=bool)
-    rows = table.where(keep)
-    if not len(rows):
-        raise InputError(f"condition is {condition!r}; none of the {len(table)} rows of {table.source} fulfils it.")
-    return rows
+    return np.array([compare(_text(value), text.lower()) for value in values], dtype=bool)
 
 
 def _text(value: Any) -> str | None:

@@ -1,6 +1,7 @@
 """Run tables in files: CSV, JSON lines and Parquet, with mapped columns and derived values."""
 
 import csv
+import gzip
 import json
 import math
 import re
@@ -20,11 +21,11 @@ TEXT: Final = frozenset(
 """Columns that stay text even if every value looks like a number."""
 
 _WHOLE = re.compile(r"[+-]?\d{1,15}")
-_FORMATS = ".csv, .jsonl and .parquet"
+_FORMATS = ".csv, .tsv, .jsonl (also .gz of these) and .parquet"
 
 
 def read_runs(path: str | Path, columns: Mapping[str, str] | None = None) -> RunTable:
-    """Read a run table from a .csv, .jsonl or .parquet file.
+    """Read a run table from a .csv, .tsv, .jsonl or .parquet file; the text ones may be compressed (.csv.gz).
 
     Blank lines and lines that start with # are passed over in a CSV file.
 
@@ -40,9 +41,11 @@ def read_runs(path: str | Path, columns: Mapping[str, str] | None = None) -> Run
         InputError: if the file cannot be read, a mapped column does not exist, or a line is malformed.
     """
     path = Path(path)
-    match path.suffix.lower():
+    match _suffix(path):
         case ".csv":
-            pairs = list(_csv_rows(path))
+            pairs = list(_csv_rows(path, ","))
+        case ".tsv":
+            pairs = list(_csv_rows(path, "\t"))
         case ".jsonl" | ".ndjson":
             pairs = list(_json_rows(path))
         case ".parquet":
@@ -112,6 +115,19 @@ def derive(table: RunTable) -> RunTable:
     return table.with_columns(added, notes) if added else table
 
 
+def derive_sparsity(table: RunTable) -> RunTable:
+    """The table with sparsity, from the numbers of experts or else the expansion rate, where it is absent."""
+    if "sparsity" in table:
+        return table
+    if "n_experts" in table and "top_k" in table:
+        values, how = 1 - table.numeric("top_k") / table.numeric("n_experts"), "1 - top_k / n_experts"
+    elif "expansion_rate" in table:
+        values, how = 1 - 1 / table.numeric("expansion_rate"), "1 - 1 / expansion_rate"
+    else:
+        return table
+    return table.with_columns({"sparsity": values}, [f"sparsity is absent: derived as {how}."])
+
+
 def _speaks_of_experts(table: RunTable) -> bool:
     """Whether any column tells dense from MoE; without one, a table is taken as dense."""
     if any(name in table for name in ("expansion_rate", "n_experts", "sparsity")):
@@ -168,10 +184,10 @@ def _number(text: str) -> int | float | None:
     return parse_number(text)
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _csv_rows(path: Path, delimiter: str) -> Iterator[tuple[str, dict[str, Any]]]:
     with _opened(path) as file:
         try:
-            reader = csv.reader(file)
+            reader = csv.reader(file, delimiter=delimiter)
             header: list[str] = []
             read = 0
             for cells in reader:
@@ -191,7 +207,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                         "hold a comma, and close every quote."
                     )
                 yield line, dict(zip(header, cells, strict=True))
-        except (csv.Error, UnicodeDecodeError) as error:
+        except (csv.Error, UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
             raise InputError(f"{path} is not a CSV file in UTF-8: {error}.") from None
 
 
@@ -236,8 +252,15 @@ def _pyarrow(path: Path) -> tuple[Any, Any]:
     return pyarrow, pyarrow.parquet
 
 
+def _suffix(path: Path) -> str:
+    """The ending that says the format; that before .gz for a compressed file."""
+    return Path(path.stem).suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
+
+
 def _opened(path: Path) -> TextIO:
     try:
+        if path.suffix.lower() == ".gz":
+            return gzip.open(path, "rt", newline="", encoding="utf-8-sig")
         return path.open(newline="", encoding="utf-8-sig")
     except OSError as error:
         raise InputError(f"run table {path} cannot be read: {error.strerror}.") from None
