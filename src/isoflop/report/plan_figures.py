@@ -294,9 +294,11 @@ def _looks(families: Sequence[PlanFamily]) -> dict[str, Look]:
 
 
 def _most_tokens(plan: Plan) -> float:
-    """Tokens that the plan's limit on them leaves, where it costs anything; then the best models use them all."""
-    limited = plan.constraint_costs.get("tokens_available", 0.0) > 0
-    return max(row.tokens for row in plan.table) if limited else np.inf
+    """Tokens that the plan's limit on them leaves, where it costs anything: rows then stop at one number."""
+    most = max(row.tokens for row in plan.table)
+    at_most = [row for row in plan.table if row.tokens > most * 0.995]
+    bound = len(at_most) > 1 or any(row.flops < 0.98 * plan.flops for row in at_most)
+    return most if bound and plan.constraint_costs.get("tokens_available", 0.0) > 0 else np.inf
 
 
 def _apart(looks: Mapping[str, Look]) -> dict[str, Look]:
