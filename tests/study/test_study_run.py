@@ -151,7 +151,7 @@ def test_a_failed_run_is_a_row_with_its_error_and_is_tried_again(finished: Outco
     rows = {row["run_id"]: row for row in read_runs(out / "runs.csv").rows}
     assert len(rows) == 3
     assert rows[first]["status"] == "failed"
-    assert "holds a run with other settings" in rows[first]["error"]
+    assert "holds a run.json that no run of this version wrote" in rows[first]["error"]
     assert rows[first]["architecture"] == "dense"
     status = study_status(out)
     assert status["counts"] == {"failed": 1, "done": 2}
@@ -246,3 +246,21 @@ def test_too_few_rows_for_intervals_still_give_a_law_or_say_why(tmp_path: Path) 
     assert outcome.complete
     assert outcome.fits is not None
     assert outcome.fits["laws"] or any("no law for dense" in note for note in outcome.notes)
+
+
+def test_a_repeat_with_another_seed_stays_in_the_laws(finished: Outcome, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    lines = (finished.path / "runs.csv").read_text().splitlines()
+    header = lines[0].split(",")
+    rows = [dict(zip(header, line.split(","), strict=True)) for line in lines[1:]]
+    repeat = next(row for row in rows if row["stage"] == "grid" and row["architecture"] == "moe-g2") | {"seed": "7"}
+    other = repeat | {"run_id": "other-rate", "learning_rate": "0.5"}
+    added = [repeat | {"run_id": "repeat"}, other]
+    text = "\n".join([*lines, *(",".join(row[name] for name in header) for row in added)]) + "\n"
+    (out / "runs.csv").write_text(text)
+    outcome = run_study(finished.path.parent / "tiny.yaml", out, progress=False)
+    stages = {row["run_id"]: row["stage"] for row in read_runs(out / "runs.csv").rows}
+    assert (stages["repeat"], stages["other-rate"]) == ("extra_seed", "unplanned")
+    moe = next(law for law in outcome.fits["laws"] if law["name"] == "moe")  # type: ignore[index]
+    assert moe["n_rows"] == 18 + 1

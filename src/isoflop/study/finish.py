@@ -64,6 +64,7 @@ def _fit_and_plan(session: Session, train_tokens: int) -> tuple[dict[str, Any], 
     """fits.json and verification.json; those of the store while the rows behind them are the same."""
     store, study, wanted = session.store, session.study, session.study.verification
     rows = list(store.rows(session.planned()).values())
+    rows += store.repeats(rows)
     digest = fits_digest(study, rows)
     fits, document = store.read_json("fits.json"), store.read_json("verification.json")
     if document is not None and (wanted is None or document["digest"] != digest or document["flops"] != wanted.flops):

@@ -4,7 +4,8 @@
 once `result.json` exists; `failed.json` in place of it where the run ended with an error), `imported.csv` (rows of a
 committed table), `timing/`, `runs.csv` and `runs.parquet`, `fits.json`, `verification.json`, `report/`.
 
-A finished row never leaves `runs.csv`: where the study no longer plans its run, its stage becomes `unplanned`. A row
+A finished row never leaves `runs.csv`: where the study no longer plans its run, its stage becomes `unplanned`, unless
+it repeats a planned run with another seed: then it is an `extra_seed`, and the laws use it. A row
 counts as a finished run even where its directory is gone; to repeat a run, remove both.
 """
 
@@ -14,7 +15,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,12 @@ SETTLED = ("done", "diverged")
 
 UNPLANNED = "unplanned"
 """Stage of a finished run that the study, as it stands now, does not ask for."""
+
+_CELL = (
+    *("study", "architecture", "budget", "n_layers", "d_model", "d_ff", "context", "vocab_size", "router"),
+    *("output_norm", "batch_tokens", "learning_rate", "steps"),
+)
+"""Runs that agree in these columns differ in their seed alone."""
 
 
 class StudyStore:
@@ -144,9 +151,10 @@ class StudyStore:
     def export(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write runs.csv, and runs.parquet where pyarrow is installed; finished rows of other runs stay, marked."""
         with self.lock("table"):
-            written = {row["run_id"] for row in rows}
-            others = [row for run_id, row in _finished(self.path / "runs.csv").items() if run_id not in written]
-            rows = [*rows, *({**row, "stage": UNPLANNED} for row in others)]
+            repeats = self.repeats(rows)
+            known = {row["run_id"] for row in (*rows, *repeats)}
+            others = [row for run_id, row in _finished(self.path / "runs.csv").items() if run_id not in known]
+            rows = [*rows, *repeats, *({**row, "stage": UNPLANNED} for row in others)]
             if not rows:
                 return
             write_table(self.path / "runs.csv", rows)
@@ -154,6 +162,16 @@ class StudyStore:
                 import pyarrow  # noqa: F401
 
                 write_table(self.path / "runs.parquet", rows)
+
+    def repeats(self, rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Finished rows of the table that repeat one of these runs with another seed, as `extra_seed`."""
+        rows = [row for row in rows if row.get("stage") != "verification"]
+        ids, cells = {row["run_id"] for row in rows}, {_cell(row) for row in rows if row.get("status") in SETTLED}
+        return [
+            {**row, "stage": "extra_seed"}
+            for run_id, row in _finished(self.path / "runs.csv").items()
+            if run_id not in ids and row.get("stage") != "verification" and _cell(row) in cells
+        ]
 
     def changed_at(self) -> float:
         """When the files that a report is made of changed last, in seconds since the epoch."""
@@ -197,6 +215,15 @@ def claim(directory: Path) -> Iterator[bool]:
             yield False
             return
         yield True
+
+
+def _cell(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a run is but for its seed; numbers as they compare, whether a table or a record holds them."""
+    values = (row.get(name) for name in _CELL)
+    return tuple(
+        f"{value:.9g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value).lower()
+        for value in values
+    )
 
 
 def _finished(table: Path) -> dict[str, dict[str, Any]]:
