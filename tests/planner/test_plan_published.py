@@ -181,6 +181,15 @@ def test_a_law_that_knows_the_expansion_rate_ranks_it():
     assert [row.architecture for row in found.table] == ["moe-e64-g8", "moe-e4-g8"]
 
 
+class Strange(laws.FineGrained):
+    """Reads what no candidate has."""
+
+    columns = ("params_total", "granularity", "tokens", "n_heads")
+
+
+STRANGE = replace(laws.published("krajewski-2024-e64"), form=Strange())
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -199,7 +208,7 @@ def test_a_law_that_knows_the_expansion_rate_ranks_it():
         ({"max_params_total": 2000}, "max_params_total is 2000, .* at least 2113536"),
         ({"level": 1}, "level is 1"),
         ({"law": "tian-2025"}, "law tian-2025 predicts leverage; a plan needs a law of the loss"),
-        ({"law": "muennighoff-2023"}, "reads unique_tokens, which no candidate has; they have params_total"),
+        ({"law": STRANGE}, "reads n_heads, which no candidate has; they have params_total"),
         ({"law": "clark-2022-hash"}, "law clark-2022-hash reads neither tokens nor flops"),
         ({"flops": 1e8}, "flops is 1e8; not even the smallest candidate, of 49152 active .* sequence of 1024 tokens"),
         ({"tokens_available": 100}, "tokens_available is 100, .* at least 1024, the least tokens"),

@@ -3,10 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from isoflop.errors import InputError
 from isoflop.laws import PUBLISHED, Fit, Law, published
 from isoflop.planner import continuous
-from isoflop.planner.families import COLUMNS, ContinuousFamily, Family, LadderFamily, LossLaw, constants
+from isoflop.planner.families import COLUMNS, ContinuousFamily, Family, LadderFamily
+from isoflop.planner.ladder import sizes_around
+from isoflop.planner.losses import LossLaw, constants, knows
 from isoflop.planner.template import Template
 from isoflop.spec import CONVENTIONS, ExpertsSpec, RouterSpec
 
@@ -14,7 +18,7 @@ GRANULARITIES = tuple(2**power for power in range(9))
 """What a plan with continuous shapes considers unless told otherwise, for a law that knows G."""
 
 EXPANSION_RATES = tuple(2**power for power in range(7))
-"""Likewise for a law that knows E."""
+"""Likewise for a law that knows E, as far as its range goes."""
 
 
 def named_laws(law: str | LossLaw | Mapping[str, LossLaw]) -> dict[str, LossLaw]:
@@ -33,7 +37,10 @@ def named_laws(law: str | LossLaw | Mapping[str, LossLaw]) -> dict[str, LossLaw]
         raise InputError("law is an empty mapping; give at least one law.")
     for each in map(constants, laws.values()):
         if each.form.target != "loss":
-            raise InputError(f"law {each.name} predicts {each.form.target}; a plan needs a law of the loss.")
+            raise InputError(
+                f"law {each.name} predicts {each.form.target}; a plan needs a law of the loss (planner.answer has "
+                "what this one says)."
+            )
         unknown = [name for name in each.form.columns if name not in COLUMNS]
         if unknown:
             raise InputError(
@@ -78,6 +85,8 @@ def continuous_families(
     *,
     vocab_size: int,
     context: int,
+    multiple: int | None = None,
+    head_dim: int | None = None,
 ) -> list[Family]:
     """One family for each granularity and expansion rate of each law.
 
@@ -91,10 +100,11 @@ def continuous_families(
         )
     families: dict[str, Family] = {}
     for label, fitted in laws.items():
-        law = constants(fitted)
         strict = len(laws) == 1
-        for rate in _choices("expansion_rates", expansion_rates, law, "expansion_rate", EXPANSION_RATES, strict):
-            for g in _choices("granularities", granularities, law, "granularity", GRANULARITIES, strict):
+        rates = _choices("expansion_rates", expansion_rates, fitted, "expansion_rate", _default_rates(fitted), strict)
+        values = _choices("granularities", granularities, fitted, "granularity", GRANULARITIES, strict)
+        for rate in rates:
+            for g in values if rate > 1 or len(rates) == 1 else (1,):
                 name = "dense" if g * rate == 1 else f"moe-e{rate:g}-g{g:g}"
                 if name in families:
                     name = f"{label} {name}"
@@ -104,7 +114,9 @@ def continuous_families(
                     convention=convention,
                     granularity=int(g),
                     expansion_rate=float(rate),
-                    template=_paper_template(name, int(g), float(rate), vocab_size, context),
+                    template=_paper_template(name, int(g), float(rate), vocab_size, context).aligned(
+                        multiple, head_dim
+                    ),
                 )
     return list(families.values())
 
@@ -112,7 +124,7 @@ def continuous_families(
 def _choices(
     argument: str,
     given: Sequence[float] | None,
-    law: Law,
+    fitted: LossLaw,
     column: str,
     default: Sequence[float],
     strict: bool,
@@ -123,7 +135,8 @@ def _choices(
     """
     if given is not None and (not given or not all(value >= 1 for value in given)):
         raise InputError(f"{argument} is {list(given)}; give at least one number, each at least 1.")
-    if column in law.form.columns:
+    law = constants(fitted)
+    if knows(fitted, column):
         return tuple(dict.fromkeys(given or default))
     only = law.fixed.get(column, 1)
     if strict and given is not None and set(given) != {only}:
@@ -139,6 +152,8 @@ def ladder_families(
     granularities: Sequence[int] | None,
     expansion_rates: Sequence[float] | None,
     spacing: float,
+    multiple: int | None = None,
+    head_dim: int | None = None,
 ) -> tuple[list[Family], list[str]]:
     """One family for each template, at each granularity and expansion rate that was asked for.
 
@@ -149,13 +164,14 @@ def ladder_families(
     """
     families: list[Family] = []
     errors: dict[str, InputError] = {}
-    for template in _variants(templates, granularities, expansion_rates):
+    for variant in _variants(templates, granularities, expansion_rates):
+        template = variant.aligned(multiple, head_dim)
         try:
             fitted = _law_of(template, laws)
+            sizes_around(template, 1.0, 1)
             family = LadderFamily(
                 name=template.name, law=fitted, convention=convention, template=template, spacing=spacing
             )
-            family.smallest()
         except InputError as error:
             errors[template.name] = error
         else:
@@ -203,20 +219,52 @@ def _clashes(template: Template, law: Law) -> dict[str, tuple[float, float]]:
 
 
 def default_templates(laws: Mapping[str, LossLaw], vocab_size: int, context: int) -> tuple[Template, ...]:
-    """The families that the laws were fitted on: dense where a law holds for E = 1 alone, else MoE at each of its G."""
+    """The families that the laws were fitted on: dense where a law holds for E = 1 alone, else MoE at each E and G.
+
+    A law that knows both E and G is asked for each E with each G, one that knows less for the pairs of its runs.
+    """
     found: dict[str, Template] = {}
     for fitted in laws.values():
-        rate = constants(fitted).fixed.get("expansion_rate", 1.0)
-        granularities = {constants(fitted).fixed.get("granularity", 1.0)}
-        if isinstance(fitted, Fit) and "granularity" in fitted.runs:
-            granularities = set(fitted.runs.numeric("granularity").tolist())
-        for g in sorted(int(g) for g in granularities):
+        for rate, g in _architectures(fitted):
             dense = Template(vocab_size=vocab_size, context=context)
             template = dense
             if g * rate > 1:
                 template = dense.with_experts(f"moe-e{rate:g}-g{g}", granularity=g, expansion_rate=rate)
             found.setdefault(template.name, template)
     return tuple(found.values())
+
+
+def _architectures(fitted: LossLaw) -> list[tuple[float, int]]:
+    """Pairs of E and G that a law describes, rising; a dense model has G = 1."""
+    law = constants(fitted)
+    rates = _seen(fitted, "expansion_rate", law.fixed.get("expansion_rate"))
+    if len(rates) < 2 and "sparsity" in law.form.columns and isinstance(fitted, Fit):
+        rates = 1 / (1 - fitted.runs.numeric("sparsity"))
+    values = _seen(fitted, "granularity", law.fixed.get("granularity"))
+    pairs = {(float(e), round(g)) for e, g in zip(*np.broadcast_arrays(rates, values), strict=True)}
+    if knows(fitted, "expansion_rate") and knows(fitted, "granularity"):
+        pairs = {(e, g) for e, _ in pairs for _, g in pairs if e > 1 or g == 1}
+    return sorted(pairs)
+
+
+def _seen(fitted: LossLaw, column: str, fixed: float | None) -> np.ndarray:
+    """The column's values in the fit's rows, else the one value of the law."""
+    if isinstance(fitted, Fit) and fixed is None and column in fitted.runs:
+        return fitted.runs.numeric(column)
+    return np.array([1.0 if fixed is None else fixed])
+
+
+def _default_rates(fitted: LossLaw) -> tuple[float, ...]:
+    """Expansion rates to try: those of a fit's rows, or powers of two where the published law has runs."""
+    if isinstance(fitted, Fit):
+        seen = {rate for rate, _ in _architectures(fitted)}
+        if len(seen) > 1:
+            return tuple(sorted(seen))
+    bounds = constants(fitted).range
+    low, high = bounds.get("expansion_rate", (1.0, np.inf))
+    if "sparsity" in bounds:
+        low, high = (1 / (1 - end) for end in bounds["sparsity"])
+    return tuple(rate for rate in EXPANSION_RATES if low * (1 - 1e-9) <= rate <= high * (1 + 1e-9))
 
 
 def _variants(
@@ -236,6 +284,10 @@ def _variants(
             continue
         for rate in expansion_rates or (experts.expansion_rate,):
             for g in granularities or (experts.granularity,):
+                if rate == 1:
+                    dense = replace(template, name="dense", experts=None)
+                    found.setdefault(dense.name, dense)
+                    continue
                 name = f"moe-e{rate:g}-g{g}"
                 found[name] = template.with_experts(name, granularity=int(g), expansion_rate=float(rate))
     return list(found.values())

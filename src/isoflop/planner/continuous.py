@@ -17,6 +17,12 @@ ASPECT: Final = 64.0
 ROUTING_FLOPS: Final = 14.0
 """c_r: training FLOPs per router weight: logits 2 forward + 4 backward, dispatch 2 + 2, combine 2 + 2."""
 
+FORWARD_ROUTING_FLOPS: Final = 6.0
+"""Of ROUTING_FLOPS, those of the forward."""
+
+EXPERT_SHARE: Final = 8 / 12
+"""Share of the active matrix parameters that stands in the feed-forward."""
+
 CONVENTIONS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "krajewski": "(6·12·d_model² + 14·d_model·n_experts)·n_layers FLOPs a token; parameters without the router",
@@ -34,17 +40,20 @@ _GRID = 257
 def shapes(
     params_active: np.ndarray, *, convention: str, granularity: int, expansion_rate: float
 ) -> dict[str, np.ndarray]:
-    """Standard columns, and training_flops_per_token, of continuous shapes with these active parameters.
+    """Standard columns of continuous shapes with these active parameters, and what they cost.
 
-    An expansion rate of 1 with granularity 1 is the dense model, which has no router.
+    Costs are training_flops_per_token, inference_flops_per_token (a forward), expert_share (of the FLOPs, routing
+    included) and d_expert, the width of an expert. An expansion rate of 1 with granularity 1 is the dense model, which
+    has no router.
     """
     size = np.asarray(params_active, dtype=float)
     n_layers = np.cbrt(size / (12 * ASPECT**2))
     d_model = ASPECT * n_layers
     n_experts = granularity * expansion_rate
-    flops_per_token = 6 * size
-    if convention == "krajewski" and n_experts > 1:
-        flops_per_token = flops_per_token + ROUTING_FLOPS * d_model * n_experts * n_layers
+    moe = n_experts > 1
+    routers = d_model * n_experts * n_layers if moe and convention == "krajewski" else np.zeros_like(size)
+    flops_per_token = 6 * size + ROUTING_FLOPS * routers
+    experts = 6 * size * EXPERT_SHARE if moe else np.zeros_like(size)
     constants = {
         "granularity": granularity,
         "expansion_rate": expansion_rate,
@@ -60,6 +69,9 @@ def shapes(
         "n_layers": n_layers,
         "d_model": d_model,
         "training_flops_per_token": flops_per_token,
+        "inference_flops_per_token": 2 * size + FORWARD_ROUTING_FLOPS * routers,
+        "expert_share": (experts + ROUTING_FLOPS * routers) / flops_per_token,
+        "d_expert": 4 * d_model / granularity,
         **{name: np.full_like(size, value) for name, value in constants.items()},
     }
 

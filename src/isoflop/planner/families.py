@@ -1,20 +1,20 @@
 """Families of candidates: at a budget each gives its rows and its curve of loss against size."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, TypeGuard
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import Any, Final, Self
 
 import numpy as np
 
-from isoflop.laws import Fit, Law
 from isoflop.planner import continuous
-from isoflop.planner.constraints import Constraints
-from isoflop.planner.ladder import ladder, sizes_around
+from isoflop.planner.ladder import ladder, nearest, sizes_around
+from isoflop.planner.losses import LossLaw, constants, counts_embedding, knows_uncertainty, law_columns, predict
+from isoflop.planner.problem import Columns, Problem
 from isoflop.planner.result import Curve, PlanRow
+from isoflop.planner.sharding import memory_per_device
 from isoflop.planner.template import Template
-from isoflop.spec import DecoderSpec, count
-
-Columns = dict[str, np.ndarray]
+from isoflop.spec import Count, DecoderSpec, count
 
 COLUMNS = (
     "params_total",
@@ -30,6 +30,7 @@ COLUMNS = (
     "sparsity",
     "expert_attention_ratio",
     "depth_capacity",
+    "unique_tokens",
 )
 """Columns that every candidate has, and so a law may read."""
 
@@ -41,6 +42,11 @@ _CURVE = 32.0
 _KEPT = 1.05
 """A family's rows whose loss exceeds its best by more than this factor are left out of the table."""
 
+_COARSE: Final = 2.0
+"""Spacing of the models between which the memory of continuous shapes is interpolated."""
+
+_READ: Final = 2
+"""Bytes of a number that decoding reads."""
 
 _WHOLE = (
     "params_total",
@@ -56,20 +62,6 @@ _WHOLE = (
 """Columns that are whole numbers for a model that can be built."""
 
 
-LossLaw = Law | Fit
-"""Constants, with or without the uncertainty of a fit."""
-
-
-def constants(law: LossLaw) -> Law:
-    """The Law itself, or that of a Fit."""
-    return law.law if isinstance(law, Fit) else law
-
-
-def knows_uncertainty(law: LossLaw) -> TypeGuard[Fit]:
-    """Whether the law can give prediction intervals: a fit with bootstrap draws, and rows to know the noise by."""
-    return isinstance(law, Fit) and bool(law.draws) and law.n_rows > law.n_free
-
-
 @dataclass(frozen=True, kw_only=True)
 class ContinuousFamily:
     """The papers' continuous shapes at one granularity and expansion rate; its one row is its optimum."""
@@ -82,44 +74,67 @@ class ContinuousFamily:
     template: Template
     """Makes the nearest model that can be built."""
 
-    def smallest(self) -> dict[str, float]:
-        """The least that each limit can be."""
-        low = continuous.SMALLEST
-        return {
-            "params_active": low,
-            "params_total": low * (8 * self.expansion_rate + 4) / 12,
-            "tokens": self.template.context,
-        }
+    @property
+    def n_experts(self) -> float:
+        """Experts in a layer; 1: dense."""
+        return self.granularity * self.expansion_rate
 
-    def solve(self, flops: float, constraints: Constraints, level: float) -> tuple[list[PlanRow], Curve | None]:
+    def certain(self) -> Self:
+        """The family without the uncertainty of its law, which takes time to spell out."""
+        return replace(self, law=constants(self.law))
+
+    def smallest(self, problem: Problem) -> dict[str, float]:
+        """The least that each limit can be."""
+        columns = self._columns(np.array([continuous.SMALLEST]), problem)
+        least = {name: float(values[0]) for name, values in columns.items()}
+        return {**least, "tokens": self.template.context}
+
+    def solve(self, problem: Problem) -> tuple[list[PlanRow], Curve | None]:
         """The best size, and loss against size; no row if the constraints or the budget leave none."""
-        smallest, largest = continuous.size_range(flops, self.template.context)
+        smallest, largest = continuous.size_range(problem.flops, self.template.context)
         if largest < smallest:
             return [], None
 
         def loss(sizes: np.ndarray) -> np.ndarray:
-            columns = self._columns(sizes, flops, constraints)
-            allowed = constraints.admits(columns) & (columns["tokens"] >= self.template.context)
-            return np.where(allowed, _predict(self.law, columns), np.inf)
+            return _losses(self, self._columns(sizes, problem), problem)
 
         size = continuous.minimise(loss, smallest, largest)
         if not np.isfinite(loss(np.array([size]))).all():
             return [], None
-        columns = self._columns(np.array([size]), flops, constraints)
-        rows = _rows(self, columns, _predict(self.law, columns), level, [None])
+        columns = self._columns(np.array([size]), problem)
+        rows = _rows(self, columns, predict(self.law, columns), problem, [None])
         sizes = np.geomspace(max(smallest, size / _CURVE), size * _CURVE, 201)
         return rows, Curve(architecture=self.name, params_active=sizes, loss=loss(sizes))
 
-    def _columns(self, sizes: np.ndarray, flops: float, constraints: Constraints) -> Columns:
-        columns = continuous.shapes(
-            sizes,
-            convention=self.convention,
-            granularity=self.granularity,
-            expansion_rate=self.expansion_rate,
+    def models(self, row: PlanRow, problem: Problem, n: int) -> list[PlanRow]:
+        """The `n` integer models nearest to a row, counted exactly, at its budget; those that the limits allow."""
+        specs = nearest(self.template, row.params_active, n, with_embedding=row.with_embedding)
+        family = LadderFamily(
+            name=self.name, law=self.law, convention=self.convention, template=self.template, spacing=_COARSE
         )
-        per_token = columns.pop("training_flops_per_token")
-        tokens = constraints.tokens(flops / per_token)
-        return {**columns, "tokens": tokens, "flops": tokens * per_token}
+        return family.rows(specs, problem)
+
+    def costs(self, sizes: np.ndarray) -> Columns:
+        """Columns that do not depend on the budget, and what a token costs, at these active parameters."""
+        return continuous.shapes(
+            sizes, convention=self.convention, granularity=self.granularity, expansion_rate=self.expansion_rate
+        )
+
+    def _columns(self, sizes: np.ndarray, problem: Problem) -> Columns:
+        columns = self.costs(sizes)
+        found = {**problem.spend(columns, whole=False), "d_expert": columns["d_expert"]}
+        if problem.bandwidth is not None:
+            d_model, n_layers = columns["d_model"], columns["n_layers"]
+            weights = sizes + self.template.vocab_size * d_model * (not counts_embedding(self.law))
+            weights = weights + (d_model * n_layers * self.n_experts if self.n_experts > 1 else 0)
+            cache = 2 * n_layers * d_model * self.template.context
+            found["decode_ms"] = (weights + cache) * _READ / problem.bandwidth * 1e3
+        if problem.needs_memory:
+            known, bytes_needed = _memory_curve(self.template, tuple(problem.memory_settings.items()))
+            at, below = np.log(sizes), np.log(known)
+            beyond = np.maximum(at - below[-1], 0.0)  # memory grows no faster than parameters
+            found["memory_bytes"] = np.exp(np.interp(at, below, np.log(bytes_needed)) + beyond)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,24 +147,30 @@ class LadderFamily:
     template: Template
     spacing: float
 
-    def smallest(self) -> dict[str, float]:
-        """The least that each limit can be."""
-        counted = count(sizes_around(self.template, 1.0, 1)[0])
-        return {
-            "params_active": counted.params_active,
-            "params_total": counted.params_total,
-            "tokens": self.template.context,
-        }
+    @property
+    def n_experts(self) -> float:
+        """Experts in a layer; 1: dense."""
+        return self.template.experts.n_experts if self.template.experts else 1
 
-    def solve(self, flops: float, constraints: Constraints, level: float) -> tuple[list[PlanRow], Curve | None]:
+    def certain(self) -> Self:
+        """The family without the uncertainty of its law, which takes time to spell out."""
+        return replace(self, law=constants(self.law))
+
+    def smallest(self, problem: Problem) -> dict[str, float]:
+        """The least that each limit can be."""
+        columns = self._columns(sizes_around(self.template, 1.0, 1), problem)
+        least = {name: float(values[0]) for name, values in columns.items()}
+        return {**least, "tokens": self.template.context}
+
+    def solve(self, problem: Problem) -> tuple[list[PlanRow], Curve | None]:
         """The rungs near the best, and loss against size; no row if the constraints or the budget leave none."""
-        largest = flops / (6 * self.template.context)
+        largest = problem.flops / (6 * self.template.context)
         specs = ladder(self.template, largest=largest, spacing=self.spacing)
-        columns = self._columns(specs, flops, constraints)
+        columns = self._columns(specs, problem)
         affordable = columns["tokens"] >= self.template.context
         specs = [spec for spec, keep in zip(specs, affordable, strict=True) if keep]
         columns = {name: values[affordable] for name, values in columns.items()}
-        loss = np.where(constraints.admits(columns), _predict(self.law, columns), np.inf)
+        loss = _losses(self, columns, problem)
         if not np.isfinite(loss).any():
             return [], None
         kept = loss <= loss.min() * _KEPT
@@ -157,17 +178,46 @@ class LadderFamily:
             self,
             {name: values[kept] for name, values in columns.items()},
             loss[kept],
-            level,
+            problem,
             [spec for spec, keep in zip(specs, kept, strict=True) if keep],
         )
         return rows, Curve(architecture=self.name, params_active=columns["params_active"], loss=loss)
 
-    def _columns(self, specs: Sequence[DecoderSpec], flops: float, constraints: Constraints) -> Columns:
-        counts = [count(spec, convention=self.convention) for spec in specs]
-        per_token = np.array([counted.training_flops_per_token for counted in counts])
-        tokens = np.floor(constraints.tokens(flops / per_token))
+    def rows(self, specs: Sequence[DecoderSpec], problem: Problem) -> list[PlanRow]:
+        """These models of the template as rows; those that limits and budget allow."""
+        columns = self._columns(specs, problem)
+        kept = np.isfinite(_losses(self, columns, problem))
+        columns = {name: values[kept] for name, values in columns.items()}
+        models = [spec for spec, keep in zip(specs, kept, strict=True) if keep]
+        return _rows(self, columns, predict(self.law, columns), problem, models)
+
+    def costs(self, sizes: np.ndarray) -> Columns:
+        """Columns that do not depend on the budget, and what a token costs, interpolated between the rungs.
+
+        Straight lines in logarithms of each column's ratio to the size; beyond the rungs the ratio of the outermost.
+        """
+        rungs, constant = self._rungs
+        at, known = np.log(sizes), np.log(rungs["params_active"])
+        found: Columns = {}
+        for name, values in rungs.items():
+            if name in ("expert_attention_ratio", "expert_share"):
+                found[name] = np.interp(at, known, values)
+            else:
+                ratio = np.log(np.maximum(values, 1e-9)) - known
+                found[name] = np.exp(np.interp(at, known, ratio) + at)
+        return {**found, **{name: np.full_like(at, value) for name, value in constant.items()}}
+
+    @cached_property
+    def _rungs(self) -> tuple[Columns, dict[str, float]]:
+        specs = ladder(self.template, largest=1e12, spacing=_COARSE)
+        columns = self._costs(specs)
+        constant = {name: float(columns.pop(name)[0]) for name in self._constant}
+        return {name: values for name, values in columns.items() if name not in ("n_layers", "d_model")}, constant
+
+    @property
+    def _constant(self) -> dict[str, float]:
         experts = self.template.experts
-        constant = {
+        return {
             "granularity": experts.granularity if experts else 1,
             "expansion_rate": experts.expansion_rate if experts else 1,
             "n_experts": experts.n_experts if experts else 1,
@@ -175,39 +225,74 @@ class LadderFamily:
             "sparsity": experts.sparsity if experts else 0,
             "depth_capacity": 1,
         }
+
+    def _costs(self, specs: Sequence[DecoderSpec]) -> Columns:
+        counts = [_counted(spec, self.convention) for spec in specs]
+        columns = {name: np.array([getattr(each, name) for each in counts], dtype=float) for name in _COUNTED}
+        training = np.array([each.training_flops_per_token for each in counts])
+        forward = np.array([each.flops_per_token["total"] for each in counts])
+        routed = [sum(each.flops_per_token[part] for part in ("experts", "router", "dispatch")) for each in counts]
+        share = np.array(routed) / forward
+        if self.convention == "6ND" and counts_embedding(self.law):
+            training = training + 6 * columns["params_embedding"]
+            share = share * forward / (forward + 2 * columns["params_embedding"])
+            forward = forward + 2 * columns["params_embedding"]
         return {
-            **{name: np.array([getattr(counted, name) for counted in counts], dtype=float) for name in _COUNTED},
-            **{
-                name: np.array([getattr(spec, name) for spec in specs], dtype=float) for name in ("n_layers", "d_model")
-            },
-            **{name: np.full_like(per_token, value) for name, value in constant.items()},
-            "tokens": tokens,
-            "flops": tokens * per_token,
+            **columns,
+            "n_layers": np.array([spec.n_layers for spec in specs], dtype=float),
+            "d_model": np.array([spec.d_model for spec in specs], dtype=float),
+            **{name: np.full_like(training, value) for name, value in self._constant.items()},
+            "training_flops_per_token": training,
+            "inference_flops_per_token": forward,
+            "expert_share": share,
+            "d_expert": np.array([spec.d_expert for spec in specs], dtype=float),
         }
+
+    def _columns(self, specs: Sequence[DecoderSpec], problem: Problem) -> Columns:
+        costs = self._costs(specs)
+        found = {**problem.spend(costs, whole=True), "d_expert": costs["d_expert"]}
+        if problem.bandwidth is not None:
+            heads = np.array([spec.attention.kv_heads * spec.attention.head_dim for spec in specs], dtype=float)
+            cache = 2 * costs["n_layers"] * heads * self.template.context
+            weights = costs["params_active"] + self.template.vocab_size * costs["d_model"]
+            found["decode_ms"] = (weights + cache) * _READ / problem.bandwidth * 1e3
+        if problem.needs_memory:
+            found["memory_bytes"] = np.array([memory_per_device(spec, **problem.memory_settings) for spec in specs])
+        return found
 
 
 Family = ContinuousFamily | LadderFamily
 
 
-def _predict(law: LossLaw, columns: Columns) -> np.ndarray:
-    """Loss in nats per token."""
-    law = constants(law)
-    return law.form.predict(_law_columns(law, columns), law.parameters)
+@lru_cache(maxsize=8192)
+def _counted(spec: DecoderSpec, convention: str) -> Count:
+    return count(spec, convention=convention)
 
 
-def _law_columns(law: Law, columns: Columns) -> Columns:
-    """The columns as the law means them: N of the krajewski convention leaves the router out."""
-    if law.convention == "krajewski" and "params_router" in columns:
-        return {**columns, "params_total": columns["params_total"] - columns["params_router"]}
-    return columns
+@lru_cache(maxsize=256)
+def _memory_curve(template: Template, settings: tuple[tuple[str, int], ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Active parameters without the router, and bytes of each device, of a template's models."""
+    specs = ladder(template, largest=1e13, spacing=_COARSE)
+    counts = [_counted(spec, "6ND") for spec in specs]
+    sizes = np.array([each.params_active - each.params_router for each in counts], dtype=float)
+    return sizes, np.array([memory_per_device(spec, **dict(settings)) for spec in specs])
+
+
+def _losses(family: Family, columns: Columns, problem: Problem) -> np.ndarray:
+    """Predicted loss; inf where the limits forbid a candidate or the budget does not buy it one sequence."""
+    allowed = problem.constraints.admits(columns) & (columns["tokens"] >= family.template.context)
+    loss = np.full(len(allowed), np.inf)
+    if allowed.any():
+        loss[allowed] = predict(family.law, {name: values[allowed] for name, values in columns.items()})
+    return loss
 
 
 def _rows(
-    family: Family, columns: Columns, loss: np.ndarray, level: float, models: Sequence[DecoderSpec | None]
+    family: Family, columns: Columns, loss: np.ndarray, problem: Problem, models: Sequence[DecoderSpec | None]
 ) -> list[PlanRow]:
     intervals: list[tuple[float, float] | None] = [None] * len(loss)
-    if knows_uncertainty(family.law):
-        low, high = family.law.predict_interval(_law_columns(family.law.law, columns), level=level)
+    if len(loss) and knows_uncertainty(family.law):
+        low, high = family.law.predict_interval(law_columns(family.law, columns), level=problem.level)
         intervals = [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
     router = family.template.experts.router.kind if family.template.experts else "none"
     rows = []
@@ -216,16 +301,21 @@ def _rows(
         value.pop("params_router", None)
         for name in _WHOLE if model else ("granularity", "n_experts", "top_k"):
             value[name] = round(value[name])
+        expense = None
+        if problem.machine is not None:
+            expense = problem.machine.expense(value["flops"] * value["slowdown"])
         rows.append(
             PlanRow(
-                **{"params_embedding": None, **value},
+                **{"params_embedding": None, "memory_bytes": None, "decode_ms": None, **value},
                 architecture=family.name,
                 flops_convention=family.convention,
                 router=router,
                 loss=float(loss[index]),
                 loss_interval=intervals[index],
+                expense=expense,
                 template=family.template,
                 model=model,
+                with_embedding=model is None and counts_embedding(family.law),
             )
         )
     return rows

@@ -44,6 +44,10 @@ class Hardware:
                 raise InputError(f"hardware {field.name} is {value!r}; it must be a positive, finite number.")
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _nvidia(name: str, tflops: float, gigabytes: float, terabytes: float, watts: float, sheet: str) -> Hardware:
     return Hardware(
         name=name,
@@ -108,10 +112,6 @@ def _number(value: Any) -> Any:
         except ValueError:
             return value
     return value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True, kw_only=True)

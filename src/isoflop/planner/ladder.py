@@ -17,6 +17,9 @@ from isoflop.spec import AttentionSpec, DecoderSpec, FeedForwardSpec, count
 SPACING = 2**0.5
 """Default ratio of the active parameters of neighbouring rungs."""
 
+FINE = 1.1
+"""Spacing of the ladder where one model near to a given size is wanted."""
+
 MINIMUM_WIDTH = 16
 """Smallest d_model of the ladder."""
 
@@ -114,6 +117,32 @@ def sizes_around(
     return rungs[first : first + n]
 
 
+def nearest(
+    template: Template, params_active: float, n: int, *, with_embedding: bool = False, spacing: float = FINE
+) -> list[DecoderSpec]:
+    """The `n` models of the family whose dense size is nearest (in ratio) to `params_active`, nearest first.
+
+    Args:
+        template: the family.
+        params_active: size to be near, of attention, feed-forward and norms.
+        n: how many models.
+        with_embedding: whether the size holds embedding and head as well.
+        spacing: of the ladder that they are taken from.
+    """
+    if not with_embedding:
+        around = sizes_around(template, params_active, n + 2, spacing=spacing)
+    else:
+        around = ladder(template, largest=2 * params_active, spacing=spacing)[-64:]
+        around = around or sizes_around(template, 1.0, n)
+
+    def distance(spec: DecoderSpec) -> float:
+        counted = count(replace(spec, experts=None))
+        size = counted.params_active + (counted.params_embedding if with_embedding else 0)
+        return abs(math.log(size / params_active))
+
+    return sorted(around, key=distance)[:n]
+
+
 def neighbour(template: Template, spec: DecoderSpec, steps: int, spacing: float = SPACING) -> DecoderSpec | None:
     """The rung `steps` above (or, if negative, below) `spec`; None beyond the foot of the ladder."""
     size = dense_params(spec)
@@ -155,7 +184,11 @@ def dense_params(spec: DecoderSpec) -> int:
 
 
 def _head_dim(template: Template, d_model: int) -> int:
-    return template.head_dim or (16 if d_model < 128 else 32 if d_model < 256 else 64)
+    if template.head_dim is not None:
+        return template.head_dim
+    if template.multiple is not None and template.multiple >= 64:
+        return 128 if d_model >= 2048 and d_model % 128 == 0 else 64
+    return 16 if d_model < 128 else 32 if d_model < 256 else 64
 
 
 def _ideal_d_ff(template: Template, d_model: int) -> float:
@@ -163,7 +196,7 @@ def _ideal_d_ff(template: Template, d_model: int) -> float:
 
 
 def _granularities(template: Template) -> tuple[int, ...]:
-    return (template.width_multiple // 4,)
+    return (template.width_multiple // template.expert_multiple,)
 
 
 def _next_power(size: float) -> float:
@@ -173,17 +206,19 @@ def _next_power(size: float) -> float:
 
 @lru_cache(maxsize=1024)
 def _widths(template: Template) -> tuple[int, ...]:
-    """d_model of the ladder: multiples of 16 below 128, of 32 below 256, of 64 from there; whole groups of heads."""
+    """d_model of the ladder: multiples of 16 below 128, of 32 below 256, of 64 from there; whole groups of heads, and
+    multiples of what the template asks for."""
     widths, width = [], 0
     while width < 2**17:
         step = 16 if width < 128 else 32 if width < 256 else 64 if width < 8192 else 512
         width += step
-        if width >= MINIMUM_WIDTH and width % (_head_dim(template, width) * template.queries_per_kv) == 0:
+        group = _head_dim(template, width) * template.queries_per_kv
+        if width >= MINIMUM_WIDTH and width % math.lcm(group, template.multiple or 1) == 0:
             widths.append(width)
     if not widths:
         raise InputError(
-            f"head_dim {template.head_dim} × queries_per_kv {template.queries_per_kv} divides no width of the ladder; "
-            "use less."
+            f"head_dim {template.head_dim} × queries_per_kv {template.queries_per_kv} divides no width of the ladder"
+            + (f" that is a multiple of {template.multiple}; use less." if template.multiple else "; use less.")
         )
     return tuple(widths)
 

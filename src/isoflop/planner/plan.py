@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Final, Unpack
 
 from isoflop.errors import InputError
 from isoflop.laws import Fit, exponent
@@ -13,57 +14,79 @@ from isoflop.planner.candidates import (
     ladder_families,
     named_laws,
 )
-from isoflop.planner.constraints import Constraints
+from isoflop.planner.constraints import Constraints, Limits
 from isoflop.planner.continuous import CONVENTIONS
-from isoflop.planner.families import Family, LossLaw, constants, knows_uncertainty
+from isoflop.planner.families import ContinuousFamily, Family
+from isoflop.planner.hardware import Machine
 from isoflop.planner.ladder import SPACING
+from isoflop.planner.losses import LossLaw, constants, knows_uncertainty
+from isoflop.planner.problem import Problem
 from isoflop.planner.result import Curve, Plan, PlanRow
+from isoflop.planner.speed import SpeedTable
 from isoflop.planner.template import Template
+from isoflop.planner.versus import DenseComparison, compare_with_dense
 
-_VOCAB_SIZE = 50257
-_CONTEXT = 1024
+_VOCAB_SIZE: Final = 50257
+_CONTEXT: Final = 1024
+
+_GPU_MULTIPLE: Final = 64
+"""Widths of models for a GPU are multiples of this unless told otherwise, where no template says what they are like."""
+
+_BUILDABLE: Final = (3, 2)
+"""Continuous rows, best first, whose nearest integer models are given, and how many of each."""
 
 
 def plan(
     *,
-    flops: float,
     law: str | LossLaw | Mapping[str, LossLaw],
+    flops: float | None = None,
+    device_hours: float | None = None,
+    hours: float | None = None,
+    machine: Machine | None = None,
+    speed: SpeedTable | None = None,
     convention: str | None = None,
     templates: Sequence[Template] = (),
     granularities: Sequence[int] | None = None,
     expansion_rates: Sequence[float] | None = None,
-    tokens_available: float | None = None,
-    max_params_total: float | None = None,
-    max_params_active: float | None = None,
     level: float = 0.9,
     vocab_size: int | None = None,
     context: int | None = None,
     spacing: float = SPACING,
+    multiple: int | None = None,
+    head_dim: int | None = None,
+    **limits: Unpack[Limits],
 ) -> Plan:
     """Rank what a training budget could be spent on by the loss that the law predicts.
 
     Under a convention of the papers (`krajewski`, `6ND`) and without templates, shapes are continuous (see
     isoflop.planner.continuous), and each granularity and expansion rate gives one row: its compute-optimal size and
-    tokens. Otherwise they are integer models, counted exactly, and every size near an optimum is a row.
+    tokens; `models` of the plan are the nearest that can be built. Otherwise rows are integer models, counted exactly,
+    and every size near an optimum is a row.
 
     Args:
-        flops: training budget.
         law: name of a published law, a Law or a Fit; or a mapping from label to Law or Fit where families have laws of
             their own. A template takes the law under its name, else its family (`dense`, `moe-e8`), else the only one
             that holds for its expansion rate.
+        flops: the budget; exactly one of the three.
+        device_hours: the budget as hours of one device of `machine`, summed over its devices.
+        hours: the budget as hours of the whole machine.
+        machine: what training runs on; its memory limits nothing unless `memory_per_device` says so.
+        speed: measured speed of experts by their width. With a budget in hours candidates are then compared at equal
+            time, else at equal FLOPs, and `other_best` of the plan is the best of the other comparison.
         convention: how FLOPs are counted; default: that of the law.
         templates: families of integer models to choose from. Default: those that the laws were fitted on.
         granularities: values of G to consider; with templates, each MoE template is tried at each of them.
             Default: what the templates say; 1, 2, 4 … 256 for continuous shapes.
         expansion_rates: values of E to consider; default: what the templates or the laws say.
-        tokens_available: at most this many distinct tokens, seen once.
-        max_params_total: largest number of non-embedding parameters.
-        max_params_active: largest number of non-embedding parameters that a token uses.
         level: of the prediction intervals.
         vocab_size: of default templates, and of the models nearest to continuous shapes (there by default 50257).
         context: likewise (1024).
         spacing: ratio of the sizes of integer models; best that of the runs which the law was fitted on, so that a plan
             stands on shapes that were tried.
+        multiple: d_model, d_ff and d_expert of integer models are multiples of this. Default: what the templates say;
+            64 without templates on a machine whose hardware is a GPU.
+        head_dim: size of their heads; default: what the templates say.
+        **limits: fields of isoflop.planner.Constraints, such as tokens_available, max_params_total or inference_tokens.
 
     A template that no law describes is left out, and `warnings` of the plan says so; `notes` says what was assumed.
 
@@ -71,26 +94,32 @@ def plan(
         InputError: if an argument is out of range, law and convention do not belong together, no template has a law, or
             budget and constraints leave nothing.
     """
-    if not 0 < flops < math.inf:
-        raise InputError(f"flops is {flops:g}; it must be positive and finite.")
+    flops = _budget(flops, device_hours, hours, machine)
     if not 0 < level < 1:
         raise InputError(f"level is {level:g}; it must be between 0 and 1.")
-    constraints = Constraints(
-        tokens_available=tokens_available,
-        max_params_total=max_params_total,
-        max_params_active=max_params_active,
+    constraints = Constraints(**limits)
+    _check_machine(constraints, machine)
+    timed = speed is not None and (hours is not None or device_hours is not None)
+    problem = Problem(
+        flops=flops, constraints=constraints, machine=machine, speed=speed if timed else None, level=level
     )
     laws = named_laws(law)
     convention = agreed_convention(laws, convention)
+    notes = [] if machine is None else machine.notes()
+    on_gpu = machine is not None and machine.hardware is not None and machine.hardware.peak_flops is not None
+    if not templates and multiple is None and on_gpu:
+        multiple = _GPU_MULTIPLE
+        notes.append(f"widths of models are multiples of {multiple}, as GPUs like; `multiple` changes that.")
     if not templates and convention not in CONVENTIONS and vocab_size is not None and context is not None:
         templates = default_templates(laws, vocab_size, context)
     families: Sequence[Family]
     left_out: list[str] = []
-    notes: list[str] = []
     if templates:
-        families, left_out = ladder_families(laws, convention, templates, granularities, expansion_rates, spacing)
+        families, left_out = ladder_families(
+            laws, convention, templates, granularities, expansion_rates, spacing, multiple, head_dim
+        )
     else:
-        notes = _assumed(vocab_size, context)
+        notes += _assumed(vocab_size, context, problem)
         families = continuous_families(
             laws,
             convention,
@@ -98,57 +127,170 @@ def plan(
             expansion_rates,
             vocab_size=_VOCAB_SIZE if vocab_size is None else vocab_size,
             context=_CONTEXT if context is None else context,
+            multiple=multiple,
+            head_dim=head_dim,
         )
-    rows, curves = _solve(families, flops, constraints, level)
+    rows, curves = _solve(families, problem)
     if not rows:
-        raise _nothing_left(families, flops, constraints, level)
-    costs = {}
-    for name, _ in constraints.active():
-        freed, _ = _solve(families, flops, constraints.without(name), level)
-        costs[name] = max(0.0, rows[0].loss - min(row.loss for row in freed))
+        raise _nothing_left(families, problem)
+    other = None
+    if speed is not None:
+        compared, _ = _solve(families, replace(problem, speed=None if timed else speed))
+        other = compared[0] if compared else None
+        notes.append(speed.note)
     return Plan(
         flops=flops,
         convention=convention,
         table=tuple(rows),
         curves=tuple(curves),
-        constraint_costs=costs,
-        warnings=(*_warnings(families, rows, flops), *left_out),
-        notes=tuple(notes),
+        constraint_costs=_costs(families, problem, rows[0].loss),
+        warnings=(*_warnings(families, rows, problem), *left_out),
+        notes=(*notes, *_notes(constraints, problem)),
+        models=_models(families, rows, problem),
+        machine=machine,
+        timed=timed,
+        other_best=other,
+        against_dense=_against_dense(families, rows, problem),
     )
 
 
-def _solve(
-    families: Sequence[Family], flops: float, constraints: Constraints, level: float
-) -> tuple[list[PlanRow], list[Curve]]:
+def _budget(flops: float | None, device_hours: float | None, hours: float | None, machine: Machine | None) -> float:
+    """The budget in FLOPs."""
+    given = {"flops": flops, "device_hours": device_hours, "hours": hours}
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) != 1:
+        raise InputError(
+            f"budget: {' and '.join(names) + ' are' if names else 'none is'} given; give exactly one of "
+            f"{', '.join(given)}."
+        )
+    if flops is not None:
+        if not 0 < flops < math.inf:
+            raise InputError(f"flops is {flops:g}; it must be positive and finite.")
+        return flops
+    if machine is None:
+        raise InputError(f"{names[0]} is given without a machine; say what hardware the hours are of.")
+    if hours is not None:
+        if not 0 < hours < math.inf:
+            raise InputError(f"hours is {hours:g}; it must be positive and finite.")
+        device_hours = hours * machine.devices
+    assert device_hours is not None
+    return machine.flops(device_hours)
+
+
+def _check_machine(constraints: Constraints, machine: Machine | None) -> None:
+    hardware = None if machine is None else machine.hardware
+    if constraints.max_decode_ms is not None and (hardware is None or hardware.memory_bandwidth is None):
+        name = "not given" if hardware is None else f"{hardware.name}, which has no memory_bandwidth"
+        raise InputError(
+            f"max_decode_ms is given, but hardware is {name}; its memory bandwidth sets the time of a token."
+        )
+    parallel, devices = constraints.expert_parallel, 1 if machine is None else machine.devices
+    if parallel is not None and machine is not None and devices % parallel:
+        raise InputError(f"expert_parallel is {parallel}; it must divide devices={devices}.")
+
+
+def _solve(families: Sequence[Family], problem: Problem) -> tuple[list[PlanRow], list[Curve]]:
     """All rows and curves, best first."""
-    solved = [family.solve(flops, constraints, level) for family in families]
+    solved = [family.solve(problem) for family in families]
     rows = sorted((row for found, _ in solved for row in found), key=lambda row: (row.loss, row.granularity))
     curves = sorted((curve for _, curve in solved if curve is not None), key=lambda curve: curve.loss.min())
     return rows, curves
 
 
-def _nothing_left(families: Sequence[Family], flops: float, constraints: Constraints, level: float) -> InputError:
-    free, _ = _solve(families, flops, Constraints(), level)
+def _costs(families: Sequence[Family], problem: Problem, loss: float) -> dict[str, float]:
+    """Nats that each limit costs."""
+    costs = {}
+    for name, _ in problem.constraints.active():
+        free = replace(problem, constraints=problem.constraints.without(name))
+        freed, _ = _solve([family.certain() for family in families], free)
+        costs[name] = max(0.0, loss - min(row.loss for row in freed))
+    return costs
+
+
+def _models(families: Sequence[Family], rows: Sequence[PlanRow], problem: Problem) -> tuple[PlanRow, ...]:
+    """Integer models nearest to the best continuous rows."""
+    known = {family.name: family for family in families}
+    most, each = _BUILDABLE
+    found = []
+    for row in rows[:most]:
+        family = known[row.architecture]
+        if isinstance(family, ContinuousFamily):
+            found += family.models(row, problem, each)
+    return tuple(sorted(found, key=lambda row: row.loss))
+
+
+def _against_dense(families: Sequence[Family], rows: Sequence[PlanRow], problem: Problem) -> DenseComparison | None:
+    """The best MoE family against the dense one, if both are there."""
+    known = {family.name: family for family in families}
+    dense = next((family for family in families if family.n_experts == 1), None)
+    moe = next((row.architecture for row in rows if row.n_experts > 1), None)
+    if dense is None or moe is None:
+        return None
+    return compare_with_dense(dense, known[moe], problem.flops, level=problem.level)
+
+
+def _nothing_left(families: Sequence[Family], problem: Problem) -> InputError:
+    least = [family.smallest(problem) for family in families]
+    free, _ = _solve([family.certain() for family in families], replace(problem, constraints=Constraints()))
     if not free:
-        smallest = min((family.smallest() for family in families), key=lambda least: least["params_active"])
+        smallest = min(least, key=lambda each: each["params_active"])
         return InputError(
-            f"flops is {exponent(flops)}; not even the smallest candidate, of {smallest['params_active']:.0f} active "
-            f"parameters, can be trained on one sequence of {smallest['tokens']:.0f} tokens."
+            f"flops is {exponent(problem.flops)}; not even the smallest candidate, of {smallest['params_active']:.0f} "
+            f"active parameters, can be trained on one sequence of {smallest['tokens']:.0f} tokens."
         )
-    least = [family.smallest() for family in families]
-    return constraints.explain_nothing_left({name: min(row[name] for row in least) for name in least[0]})
+    inference = problem.constraints.inference_tokens
+    serving = min(each["lifetime_flops"] - each["flops"] for each in least)
+    if inference is not None and serving >= problem.flops:
+        return InputError(
+            f"inference_tokens is {inference:g}; serving them takes {exponent(serving)} FLOPs with the smallest "
+            f"candidate, of a budget of {exponent(problem.flops)}."
+        )
+    bounds = {name: min(each[name] for each in least) for name in least[0]}
+    return problem.constraints.explain_nothing_left(bounds, {float(family.n_experts) for family in families})
 
 
-def _assumed(vocab_size: int | None, context: int | None) -> list[str]:
+def _assumed(vocab_size: int | None, context: int | None, problem: Problem) -> list[str]:
     """What stands in for arguments that continuous shapes can do without, and what it touches."""
     defaults = [("vocab_size", vocab_size, _VOCAB_SIZE), ("context", context, _CONTEXT)]
     assumed = [f"{name} {default}" for name, given, default in defaults if given is None]
     if not assumed:
         return []
+    limits = problem.constraints
+    depends = limits.memory_per_device is not None or limits.max_decode_ms is not None
     return [
         f"{' and '.join(assumed)} {'are defaults' if len(assumed) > 1 else 'is a default'}: the spec of the best model "
-        "has them, the ranking does not depend on them."
+        + ("and its memory depend on them." if depends else "has them, the ranking does not depend on them.")
     ]
+
+
+def _notes(limits: Constraints, problem: Problem) -> list[str]:
+    """What the limits that were given mean."""
+    found = []
+    if limits.repeat:
+        found.append(
+            f"tokens beyond the first {exponent(limits.tokens_available or 0)} repeat: D of U distinct ones count as "
+            "U + U·R(1 − exp(−(D/U − 1)/R)), R = 15.4 (arXiv 2305.16264); that law's other half, which discounts "
+            "parameters beyond what U tokens would want, is not in it."
+        )
+    if limits.memory_per_device is not None:
+        sharded = f"sharded over {problem.devices} devices" if problem.devices > 1 else "on one device"
+        checkpointed = "with" if limits.activation_checkpointing else "without"
+        found.append(
+            f"memory: float32 weights, gradients and AdamW {sharded}, bf16 copies at work, activations and logits of "
+            f"{limits.micro_batch} sequence{'s' if limits.micro_batch > 1 else ''} a device, {checkpointed} activation "
+            "checkpointing; nothing for fragmentation or communication buffers."
+        )
+    if limits.inference_tokens is not None:
+        found.append(
+            f"the budget pays the forward FLOPs of {exponent(limits.inference_tokens)} served tokens as well as "
+            "training; energy and price are those of training alone."
+        )
+    if limits.max_decode_ms is not None:
+        found.append(
+            "decoding: one sequence on one device, which reads active weights, head and a full KV cache in 2-byte "
+            "numbers at its peak bandwidth for each token; real decoding is slower."
+        )
+    return found
 
 
 def _doubts(families: Sequence[Family], rows: Sequence[PlanRow]) -> list[str]:
@@ -165,9 +307,9 @@ def _doubts(families: Sequence[Family], rows: Sequence[PlanRow]) -> list[str]:
     ]
 
 
-def _warnings(families: Sequence[Family], rows: Sequence[PlanRow], flops: float) -> list[str]:
+def _warnings(families: Sequence[Family], rows: Sequence[PlanRow], problem: Problem) -> list[str]:
     """What the predictions cannot promise: doubtful fits of all rows first, then the best row's own limits."""
-    best = rows[0]
+    best, flops = rows[0], problem.flops
     family = next(family for family in families if family.name == best.architecture)
     law = constants(family.law)
     sentences = _doubts(families, rows)
@@ -182,10 +324,11 @@ def _warnings(families: Sequence[Family], rows: Sequence[PlanRow], flops: float)
     asked = replace(law, warnings=[])
     asked.predict({name: [value] for name, value in best.to_dict().items() if isinstance(value, (int, float))})
     sentences += asked.warnings
-    if best.flops < 0.98 * flops:
+    spent = best.lifetime_flops * best.slowdown
+    if spent < 0.98 * flops:
+        seen = "" if problem.constraints.repeat else ", seen once,"
         sentences.append(
-            f"Only {exponent(best.flops)} of {exponent(flops)} FLOPs are spent: the available tokens, seen once, last "
-            "no longer."
+            f"Only {exponent(spent)} of {exponent(flops)} FLOPs are spent: the available tokens{seen} last no longer."
         )
     solved = {row.architecture for row in rows}
     missing = [family.name for family in families if family.name not in solved]

@@ -8,9 +8,13 @@ from typing import Any
 import numpy as np
 
 from isoflop.errors import InputError
-from isoflop.planner.ladder import sizes_around
+from isoflop.planner.hardware import Expense, Machine
+from isoflop.planner.ladder import nearest
 from isoflop.planner.template import Template
+from isoflop.planner.versus import DenseComparison
 from isoflop.spec import DecoderSpec, spec_to_dict
+
+_INTERNAL = ("template", "model", "with_embedding", "spec", "expense")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +22,8 @@ class PlanRow:
     """One candidate: the standard columns of a run table, and its predicted loss.
 
     With continuous shapes parameters, layers and widths need not be whole, and parameters leave out embedding, norms
-    and router, as in the papers; `spec` is then the nearest model that can be built.
+    and router, as in the papers (unless the law's N holds the embedding); `spec` is then the nearest model that can be
+    built.
     """
 
     architecture: str
@@ -27,6 +32,7 @@ class PlanRow:
     params_embedding: float | None
     tokens: float
     flops: float
+    """Of training."""
     flops_convention: str
     n_layers: float
     d_model: float
@@ -42,19 +48,47 @@ class PlanRow:
     """Predicted loss, nats per token of held-out text."""
     loss_interval: tuple[float, float] | None
     """Prediction interval of the loss; None where the law comes without its uncertainty."""
+    d_expert: float
+    """Width of an expert; of the feed-forward for a dense model."""
+    unique_tokens: float
+    """Distinct ones of the tokens."""
+    tokens_effective: float
+    """Fresh tokens that the tokens are worth; the same unless they repeat."""
+    lifetime_flops: float
+    """Training FLOPs and those of serving."""
+    slowdown: float
+    """Time of the model / time of one of the same FLOPs without experts; 1 where no speed table was given."""
+    memory_bytes: float | None
+    """Of each device in training; None where neither machine nor limit was given."""
+    decode_ms: float | None
+    """Of one generated token on one device; None where its memory bandwidth is unknown."""
+    expense: Expense | None
+    """What training takes on the machine; None where its speed is unknown."""
     template: Template = field(repr=False)
     """The family that the row belongs to."""
     model: DecoderSpec | None = field(repr=False)
     """The very model that the columns count; None with continuous shapes."""
+    with_embedding: bool = field(repr=False, default=False)
+    """Whether parameters of a continuous shape hold embedding and head."""
+
+    @property
+    def epochs(self) -> float:
+        """Times that a distinct token is seen."""
+        return self.tokens / self.unique_tokens
 
     @cached_property
     def spec(self) -> DecoderSpec:
         """The model to build: `model`, or the one nearest in active parameters."""
-        return self.model or sizes_around(self.template, self.params_active, 1, spacing=1.1)[0]
+        return self.model or nearest(self.template, self.params_active, 1, with_embedding=self.with_embedding)[0]
 
     def to_dict(self) -> dict[str, Any]:
         """The columns, loss and loss_interval, for JSON."""
-        return {name: value for name, value in vars(self).items() if name not in ("template", "model", "spec")}
+        values = {name: value for name, value in vars(self).items() if name not in _INTERNAL}
+        return {
+            **values,
+            "epochs": self.epochs,
+            "expense": None if self.expense is None else dict(vars(self.expense)),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +111,7 @@ class Plan:
     """The answer to: what should this budget train?"""
 
     flops: float
-    """Training budget."""
+    """The budget: training FLOPs, and those of serving where tokens are served."""
     convention: str
     """How FLOPs are counted."""
     table: tuple[PlanRow, ...]
@@ -90,11 +124,32 @@ class Plan:
     """Sentences about what the prediction cannot promise, doubtful fits first."""
     notes: tuple[str, ...] = ()
     """Sentences about what was assumed."""
+    models: tuple[PlanRow, ...] = ()
+    """For continuous shapes: the integer models nearest to the best rows, counted exactly, best first."""
+    machine: Machine | None = None
+    """What it runs on."""
+    timed: bool = False
+    """Whether candidates were compared at equal time rather than equal FLOPs."""
+    other_best: PlanRow | None = None
+    """With a speed table, the best at equal FLOPs where `timed`, else the best at equal time (the budget then is time,
+    in FLOPs of a model without experts)."""
+    against_dense: DenseComparison | None = None
+    """Best MoE against the dense family, where both have a law."""
 
     @property
     def best(self) -> PlanRow:
         """The candidate with the lowest predicted loss."""
         return self.table[0]
+
+    @property
+    def best_for_flops(self) -> PlanRow | None:
+        """The best at equal FLOPs; None where the plan compared times alone."""
+        return self.other_best if self.timed else self.best
+
+    @property
+    def best_for_time(self) -> PlanRow | None:
+        """The best at equal time; None without a speed table."""
+        return self.best if self.timed else self.other_best
 
     def near_optimal(self, within: float = 0.002) -> tuple[PlanRow, ...]:
         """The rows whose predicted loss is at most `within` nats above the best, best first.
@@ -112,7 +167,11 @@ class Plan:
         return {name: sizes for name, sizes in found.items() if sizes is not None}
 
     def to_dict(self, within: float = 0.002) -> dict[str, Any]:
-        """Plain dictionary for JSON: best (with its spec), table, near_optimal, constraint_costs, warnings, notes."""
+        """Plain dictionary for JSON: best (with its spec), table, near_optimal, constraint_costs, warnings, notes, …
+
+        `models` are rows with their spec and `loss_difference`, their loss less that of the best row.
+        """
+        flops_best, time_best = self.best_for_flops, self.best_for_time
         return {
             "best": {**self.best.to_dict(), "spec": spec_to_dict(self.best.spec)},
             "table": [row.to_dict() for row in self.table],
@@ -126,4 +185,13 @@ class Plan:
             "notes": list(self.notes),
             "flops": self.flops,
             "flops_convention": self.convention,
+            "models": [
+                {**row.to_dict(), "loss_difference": row.loss - self.best.loss, "spec": spec_to_dict(row.spec)}
+                for row in self.models
+            ],
+            "machine": None if self.machine is None else self.machine.to_dict(),
+            "timed": self.timed,
+            "best_for_flops": None if flops_best is None else flops_best.to_dict(),
+            "best_for_time": None if time_best is None else time_best.to_dict(),
+            "against_dense": None if self.against_dense is None else self.against_dense.to_dict(),
         }

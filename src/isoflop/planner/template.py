@@ -22,11 +22,14 @@ class Template:
     """The experts of every model of the family; none: dense."""
     granularities: tuple[int, ...] = (1, 2, 4, 8, 16)
     """Every G that the family will be compared at; d_ff is rounded so that each divides it into experts whose width is
-    a multiple of 4."""
+    a multiple of `expert_multiple`."""
     activation: Activation = "swiglu"
     """swiglu: d_ff is near 8/3·d_model; gelu, relu: d_ff is near 4·d_model (equal parameters)."""
     head_dim: int | None = None
     """Size of a head; d_model is then a multiple of it. Default: 16 below d_model 128, 32 below 256, 64 from there."""
+    multiple: int | None = None
+    """d_model, d_ff and d_expert are multiples of this, as GPUs like (64; or 8, 128); from 64 on heads have 64, or 128
+    from d_model 2048. Default: experts are multiples of 4, d_model of 16, 32 or 64 as it grows."""
     depth: float = 1.0
     """Factor on the depth that the aspect rule gives; 2 makes models twice as deep."""
     queries_per_kv: int = 1
@@ -52,6 +55,8 @@ class Template:
             raise InputError(f"depth is {self.depth}; it must be greater than 0.")
         if self.head_dim is not None and (self.head_dim < 2 or self.head_dim % 2):
             raise InputError(f"head_dim is {self.head_dim}; it must be even and at least 2.")
+        if self.multiple is not None and (self.multiple < 1 or self.multiple != int(self.multiple)):
+            raise InputError(f"multiple is {self.multiple}; it must be a whole number from 1, such as 64.")
         if self.queries_per_kv < 1:
             raise InputError(f"queries_per_kv is {self.queries_per_kv}; it must be at least 1.")
 
@@ -76,10 +81,26 @@ class Template:
         )
 
     @property
+    def expert_multiple(self) -> int:
+        """d_expert is a multiple of this."""
+        return self.multiple or 4
+
+    @property
     def width_multiple(self) -> int:
         """d_ff is a multiple of this."""
         g = self.experts.granularity if self.experts else 1
-        return 4 * math.lcm(*self.granularities, g)
+        return self.expert_multiple * math.lcm(*self.granularities, g)
+
+    def aligned(self, multiple: int | None, head_dim: int | None) -> "Template":
+        """The family with widths of this multiple and heads of this size, where they are given.
+
+        Its d_ff is then divisible by its own granularity alone: the multiple times every G that it could be compared
+        at would leave few widths.
+        """
+        found = self if head_dim is None else replace(self, head_dim=head_dim)
+        if multiple is None:
+            return found
+        return replace(found, multiple=multiple, granularities=(self.experts.granularity if self.experts else 1,))
 
     @property
     def family(self) -> str:

@@ -1,0 +1,93 @@
+"""What is asked of every family: a budget, its limits, and what it runs on."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from isoflop.laws import Repetition, published
+from isoflop.planner.constraints import Constraints
+from isoflop.planner.hardware import Machine
+from isoflop.planner.speed import SpeedTable
+
+Columns = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One budget to spend."""
+
+    flops: float
+    """Training FLOPs, and those of serving where tokens are served."""
+    constraints: Constraints
+    """Limits."""
+    machine: Machine | None = None
+    """What it runs on, where that is known."""
+    speed: SpeedTable | None = None
+    """How fast experts are; then the budget is time, in FLOPs of a model without experts."""
+    level: float = 0.9
+    """Of the prediction intervals."""
+
+    @property
+    def devices(self) -> int:
+        """Devices that share the training."""
+        return 1 if self.machine is None else self.machine.devices
+
+    @property
+    def bandwidth(self) -> float | None:
+        """Bytes of memory that a device reads in a second."""
+        return None if self.machine is None or self.machine.hardware is None else self.machine.hardware.memory_bandwidth
+
+    @property
+    def needs_memory(self) -> bool:
+        """Whether the memory of training is asked for."""
+        return self.constraints.memory_per_device is not None or self.machine is not None
+
+    @cached_property
+    def memory_settings(self) -> dict[str, int]:
+        """Keyword arguments of sharding.memory_per_device."""
+        limits = self.constraints
+        return {
+            "devices": self.devices,
+            "micro_batch": limits.micro_batch,
+            "activation_checkpointing": limits.activation_checkpointing,
+            "expert_parallel": limits.expert_parallel or 1,
+        }
+
+    def spend(self, columns: Columns, *, whole: bool) -> Columns:
+        """The columns with tokens that the budget buys, what they are worth, and FLOPs.
+
+        Args:
+            columns: hold training_flops_per_token, inference_flops_per_token, expert_share (of the FLOPs) and d_expert.
+            whole: whether tokens are rounded down to whole ones.
+        """
+        limits = self.constraints
+        columns = dict(columns)
+        training = columns.pop("training_flops_per_token")
+        serving = columns.pop("inference_flops_per_token") * (limits.inference_tokens or 0.0)
+        share, d_expert = columns.pop("expert_share"), columns.pop("d_expert")
+        slowdown = np.ones_like(training) if self.speed is None else self.speed.slowdown(d_expert, share)
+        tokens = np.minimum((self.flops / slowdown - serving) / training, limits.most_tokens)
+        tokens = np.maximum(np.floor(tokens) if whole else tokens, 0.0)
+        unique = np.minimum(tokens, np.inf if limits.tokens_available is None else limits.tokens_available)
+        return {
+            **columns,
+            "tokens": tokens,
+            "unique_tokens": unique,
+            "tokens_effective": worth(tokens, unique) if limits.repeat else tokens,
+            "flops": tokens * training,
+            "lifetime_flops": tokens * training + serving,
+            "slowdown": slowdown,
+        }
+
+
+def worth(tokens: np.ndarray, unique: np.ndarray) -> np.ndarray:
+    """Fresh tokens that `tokens` of `unique` distinct ones are worth (see laws.Repetition)."""
+    decay = published("muennighoff-2023").parameters["R"]
+    x = {
+        "params_total": np.zeros(1),
+        "tokens": np.log(np.maximum(tokens, 1e-300)),
+        "unique_tokens": np.log(np.maximum(unique, 1e-300)),
+    }
+    theta = {name: np.asarray(value) for name, value in (("alpha", 0.0), ("beta", 1.0), ("R", decay))}
+    return np.asarray(1 / Repetition().terms(x, theta)["B"])

@@ -1,0 +1,163 @@
+"""Mixture of experts against dense models: how many times the FLOPs, and from which budget on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from isoflop.laws import Fit, Form, Law, LawFrontier, Multiplier, efficiency_multiplier, exponent
+from isoflop.planner.losses import LossLaw, constants, law_columns
+
+if TYPE_CHECKING:
+    from isoflop.planner.families import Family
+
+_DRAWS: Final = 200
+"""Draws of each fit behind the interval of a multiplier."""
+
+_REACH: Final = (1e-6, 1e6)
+"""Budgets, as multiples of the plan's, among which the break-even is sought."""
+
+_BUDGETS: Final = 241
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseComparison:
+    """The plan's best MoE family against the dense one, both compute-optimal and without limits."""
+
+    dense: str
+    """Architecture of the dense family."""
+    moe: str
+    """Architecture of the MoE family."""
+    multiplier: Multiplier
+    """How many times the FLOPs the dense model needs for the MoE's loss at the plan's budget."""
+    break_even: float | None
+    """Budget from which on the MoE has the lower loss; None where it has it, or lacks it, at every budget sought."""
+    break_even_supported: bool
+    """Whether both laws have runs there."""
+    message: str
+    """All of it in one sentence."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionary for JSON."""
+        return {**vars(self), "multiplier": self.multiplier.to_dict()}
+
+
+def compare_with_dense(dense: "Family", moe: "Family", flops: float, *, level: float) -> DenseComparison:
+    """Compare two families at a budget, and find the budget at which they are equally good.
+
+    Args:
+        dense: the dense family.
+        moe: the other.
+        flops: budget of the MoE.
+        level: of the interval, which pairs the draws of both fits.
+    """
+    ours, theirs = _Frontier(dense), _Frontier(moe)
+    found = efficiency_multiplier(ours, theirs, flops, level=level)
+    budgets = flops * np.geomspace(*_REACH, _BUDGETS)
+    ahead = ours.loss(budgets) - theirs.loss(budgets)
+    where = np.flatnonzero((ahead[:-1] <= 0) & (ahead[1:] > 0))
+    break_even, supported = None, False
+    if len(where):
+        at = int(where[-1])
+        share = ahead[at] / (ahead[at] - ahead[at + 1])
+        break_even = float(np.exp(np.log(budgets[at]) + share * np.log(budgets[at + 1] / budgets[at])))
+        supported = ours.inside(break_even) and theirs.inside(break_even)
+    return DenseComparison(
+        dense=dense.name,
+        moe=moe.name,
+        multiplier=found,
+        break_even=break_even,
+        break_even_supported=supported,
+        message=_sentence(dense.name, moe.name, found, level, budgets, ahead, break_even, supported),
+    )
+
+
+def _sentence(
+    dense: str,
+    moe: str,
+    found: Multiplier,
+    level: float,
+    budgets: np.ndarray,
+    ahead: np.ndarray,
+    break_even: float | None,
+    supported: bool,
+) -> str:
+    interval = "" if found.interval is None else f" ({level:.0%} {found.interval[0]:.3g} to {found.interval[1]:.3g})"
+    far = ", outside of the runs" if found.extrapolated else ""
+    first = f"{dense} needs {found.value:.3g}{interval} times the FLOPs for the loss of {moe}{far}"
+    if not np.isfinite(found.value):
+        first = f"no budget within reach gives {dense} the loss of {moe}"
+    if break_even is not None:
+        where = "" if supported else ", where the laws have no runs"
+        return f"{first}; {moe} wins from {exponent(break_even)} FLOPs on{where}."
+    wins = "at every" if np.all(ahead > 0) else "at no"
+    if np.any(ahead > 0) and not np.all(ahead > 0):
+        return f"{first}; {moe} wins up to {exponent(float(budgets[ahead > 0].max()))} FLOPs."
+    return f"{first}; {moe} wins {wins} budget from {exponent(float(budgets[0]))} to {exponent(float(budgets[-1]))}."
+
+
+class _Frontier(LawFrontier):
+    """The compute-optimal frontier of a family, whose law may read any column that the family has."""
+
+    def __init__(self, family: "Family") -> None:
+        law = _thinned(family.law)
+        form = _OfSize(family, constants(law).form)
+
+        def flops_per_token(params: np.ndarray) -> np.ndarray:
+            return family.costs(params)["training_flops_per_token"]
+
+        super().__init__(
+            replace(law, form=form), granularity=family.template.experts.granularity if family.template.experts else 1,
+            flops_per_token=flops_per_token,
+        )  # fmt: skip
+        self.law = replace(self.law, active_share=1.0)
+        self.range: Mapping[str, tuple[float, float]] = constants(law).range
+        self.family = family
+
+    def inside(self, flops: float) -> bool:
+        """Whether runs support the loss at this budget."""
+        if self.fit is not None:
+            return super().inside(flops)
+        best = self.optimum(flops)
+        columns = self.family.costs(np.array([best["params_active"]]))
+        values = {
+            **{name: float(value[0]) for name, value in columns.items()},
+            "tokens": best["tokens"],
+            "flops": flops,
+        }
+        return all(low <= values.get(name, low) <= high for name, (low, high) in self.range.items())
+
+
+class _OfSize(Form):
+    """A form in the active parameters (under the name params_total) and tokens of one family's models."""
+
+    def __init__(self, family: "Family", form: Form) -> None:
+        self.family, self.form = family, form
+        self.name, self.equation, self.source = form.name, form.equation, form.source
+        self.columns, self.asymptote = ("params_total", "tokens"), form.asymptote
+        self.coefficients, self.exponents, self.fixed = form.coefficients, form.exponents, form.fixed
+
+    def terms(self, x: Mapping[str, np.ndarray], theta: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Those of the form, from its own features."""
+        return self.form.terms(x, theta)
+
+    def predict(self, columns: Mapping[str, np.ndarray], parameters: Mapping[str, float | np.ndarray]) -> np.ndarray:
+        """Loss of models of these sizes."""
+        size, tokens = columns["params_total"], np.maximum(columns["tokens"], 1e-9)
+        costs = self.family.costs(size)
+        full = {
+            **costs,
+            "tokens": tokens,
+            "unique_tokens": tokens,
+            "flops": tokens * costs["training_flops_per_token"],
+        }
+        return self.form.predict(law_columns(self.family.law, full), parameters)
+
+
+def _thinned(law: LossLaw) -> Law | Fit:
+    """The law with the first draws alone, so that those of fits that share resamples stay paired."""
+    if isinstance(law, Fit):
+        draws = {name: values[:_DRAWS] for name, values in law.draws.items()}
+        return replace(law, draws=draws, warnings=[])
+    return replace(law, warnings=[])
