@@ -44,8 +44,11 @@ def test_bootstrap_standard_errors(points: RunTable) -> None:
 
 
 def test_the_published_refit_is_the_limit_of_absolute_errors(points: RunTable) -> None:
-    found = fit(points, huber_delta=1e-6)
+    found = fit(points, huber_delta="l1")
     assert found.status == "converged", found.message
+    expected = {"A": (482.0, 0.05), "B": (2085.4, 0.05), "E": (1.81686, 6e-6), "alpha": (0.34781, 6e-6)}
+    for name, (value, within) in {**expected, "beta": (0.36585, 6e-6)}.items():
+        assert found.parameters[name] == pytest.approx(value, abs=within)
     assert np.abs(found.residuals).sum() == pytest.approx(1.129495, rel=1e-6)
     np.testing.assert_allclose(
         found.predict(points), published("besiroglu-2024").predict(points), rtol=6e-4

@@ -34,7 +34,8 @@ def diagnose(problem: Problem, solution: Solution) -> Diagnosis:
     same = solution.objective <= objective * (1 + _SAME) + floor
     count = f"{int(same.sum())} of {len(same)} restarts ended at this objective"
     point = problem.evaluate(z)
-    jacobian = problem.jacobian(point)[0]
+    residuals = point.residuals[0] if problem.weights is None else point.residuals[0] * np.sqrt(problem.weights)
+    jacobian = _informative(problem, problem.jacobian(point)[0])
     norms = np.linalg.norm(jacobian, axis=1)
     at_zero = [p.name for j, p in enumerate(problem.coefficients) if z[0, j] <= 1e-12 and p.lower == 0]
     at_bound = at_zero + _exponents_at_bound(problem, z[0])
@@ -47,7 +48,7 @@ def diagnose(problem: Problem, solution: Solution) -> Diagnosis:
     loose = set(names[~idle][np.any(np.abs(flat) > _PART, axis=0)]) if len(flat) else set()
     loose |= set(names[idle])  # also the exponent of a term whose coefficient is zero
     loose |= _elsewhere(problem, solution, same)
-    loose |= _unbounded(problem, point.residuals[0], scaled, norms, idle)
+    loose |= _unbounded(problem, residuals, scaled, norms, idle)
     bound = f"{_and(at_bound)} {'is' if len(at_bound) == 1 else 'are'} at a bound" if at_bound else ""
     if loose:
         listed = _and([name for name in problem.names if name in loose])
@@ -74,6 +75,15 @@ def noise_scale(residuals: np.ndarray, n_parameters: int) -> float:
     """
     size = np.sort(np.abs(residuals))[n_parameters:]
     return float(1.4826 * np.median(size)) if len(size) else float("nan")
+
+
+def _informative(problem: Problem, jacobian: np.ndarray) -> np.ndarray:
+    """The Jacobian [p, n] with its rows' weights, and one more row for every prior."""
+    if problem.weights is not None:
+        jacobian = jacobian * np.sqrt(problem.weights)
+    if problem.penalty is None:
+        return jacobian
+    return np.concatenate([jacobian, np.diag(problem.penalty.noise / problem.penalty.sd)], axis=1)
 
 
 def _exponents_at_bound(problem: Problem, z: np.ndarray) -> list[str]:

@@ -10,7 +10,7 @@ optimiser works on sums that are compared only with themselves, so the size of �
 
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -37,11 +37,51 @@ class Solution:
         return int(np.nanargmin(self.objective))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Penalty:
+    """A quadratic penalty ½ worth Σ_k ((z_k - mean_k) / sd_k)² on coordinates."""
+
+    mean: np.ndarray
+    """[p], or [B, p] for B fits side by side."""
+    sd: np.ndarray
+    """[p]; infinite where nothing is known beforehand."""
+    noise: float
+    """Standard deviation of ln L that `worth` comes from."""
+    worth: float
+    """The objective that stands for one nat of log likelihood."""
+
+    @property
+    def precision(self) -> np.ndarray:
+        """Curvature [p]."""
+        return np.asarray(self.worth / self.sd**2)
+
+    def at(self, z: np.ndarray, fits: np.ndarray | slice = slice(None)) -> tuple[np.ndarray, np.ndarray]:
+        """Its value [B] and gradient [B, p] at coordinates [B, p] of these fits."""
+        away = z - (self.mean[fits] if self.mean.ndim == 2 else self.mean)
+        return 0.5 * np.sum(self.precision * away**2, axis=1), self.precision * away
+
+    def part(self, fits: slice) -> "Penalty":
+        """That of some of the B fits."""
+        return replace(self, mean=self.mean[fits]) if self.mean.ndim == 2 else self
+
+    def drawn(self, count: int, rng: np.random.Generator) -> "Penalty":
+        """With means [count, p] drawn from the priors, as resamples of what is known beforehand."""
+        sd = np.where(np.isinf(self.sd), 0.0, self.sd)
+        return replace(self, mean=self.mean + sd * rng.standard_normal((count, len(sd))))
+
+
 class Problem:
     """One law, its rows, what is pinned and the objective."""
 
     def __init__(
-        self, form: Form, columns: Columns, loss: np.ndarray, *, pinned: Mapping[str, float], huber_delta: float | None
+        self,
+        form: Form,
+        columns: Columns,
+        loss: np.ndarray,
+        *,
+        pinned: Mapping[str, float],
+        huber_delta: float | None,
+        weights: np.ndarray | None = None,
     ) -> None:
         self.form = form
         self.log_loss = np.log(loss)
@@ -52,15 +92,31 @@ class Problem:
         self.coefficients = [parameter for parameter in form.coefficients if parameter.name not in pinned]
         self.exponents = [parameter for parameter in form.exponents if parameter.name not in pinned]
         self.names = [parameter.name for parameter in (*self.coefficients, *self.exponents)]
+        self.weights = weights
+        self.penalty: Penalty | None = None
+        self.held: str | None = None
 
     def on_rows(self, rows: np.ndarray) -> "Problem":
         """The same problem, in the same coordinates, on some of its rows."""
         part = copy(self)
         part.log_loss = self.log_loss[rows]
+        part.weights = None if self.weights is None else self.weights[rows]
         part.features = {
             name: value[rows] if len(value) == len(self.log_loss) else value for name, value in self.features.items()
         }
         return part
+
+    def penalised(self, penalty: Penalty | None) -> "Problem":
+        """The same problem with a penalty."""
+        other = copy(self)
+        other.penalty = penalty
+        return other
+
+    def holding(self, name: str) -> "Problem":
+        """The same problem with one parameter held where a fit starts; its coordinate is its own value."""
+        other = copy(self)
+        other.held = name
+        return other
 
     @property
     def size(self) -> int:
@@ -79,14 +135,19 @@ class Problem:
     def parameters(self, z: np.ndarray) -> dict[str, np.ndarray]:
         """All parameters of the law in their own units, [B, 1] each."""
         theta = self.theta(z)
-        at_reference = self.form.terms(self.reference, theta)
+        at_reference = self.at_reference(theta)
         values = {p.name: z[:, j, None] / at_reference[p.name] for j, p in enumerate(self.coefficients)}
         ones = np.ones((len(z), 1))
         return {name: (values | theta)[name] * ones for name in self.form.names}
 
+    def at_reference(self, theta: Columns) -> dict[str, np.ndarray]:
+        """Terms at the reference row; 1 for a coefficient that is held, whose coordinate does not move with θ."""
+        terms = self.form.terms(self.reference, theta)
+        return {**terms, self.held: np.ones((1, 1))} if self.held in terms else terms
+
     def coordinates(self, parameters: Mapping[str, np.ndarray]) -> np.ndarray:
         """Coordinates [B, p] of parameters [B, 1]."""
-        at_reference = self.form.terms(self.reference, parameters)
+        at_reference = self.at_reference(parameters)
         scaled = [parameters[p.name] * at_reference[p.name] for p in self.coefficients]
         return np.concatenate([*scaled, *(_moving(p, parameters[p.name]) for p in self.exponents)], axis=1)
 
@@ -95,7 +156,7 @@ class Problem:
         first = len(self.coefficients)
         z = z.copy()
         z[:, first:] = np.clip(z[:, first:], *self.exponent_bounds)
-        at_reference = self.form.terms(self.reference, self.theta(z))
+        at_reference = self.at_reference(self.theta(z))
         both: list[np.ndarray] = []
         for side in ("lower", "upper"):
             bounds = np.empty_like(z)
@@ -121,7 +182,7 @@ class Problem:
         """Terms, coefficients and residuals at coordinates [B, p]."""
         theta = self.theta(z)
         terms = self.form.terms(self.features, theta)
-        at_reference = self.form.terms(self.reference, theta)
+        at_reference = self.at_reference(theta)
         coefficients = {name: theta.get(name, np.ones((1, 1))) for name in terms}
         coefficients |= {p.name: z[:, j, None] / at_reference[p.name] for j, p in enumerate(self.coefficients)}
         loss = sum(coefficients[name] * terms[name] for name in terms)
@@ -151,7 +212,7 @@ class Problem:
             for (exponent, name), derivative in derivatives.items():
                 if exponent != p.name:
                     continue
-                if name in scaled:  # s_j is held, so that c_j moves with θ
+                if name in scaled and name != self.held:  # s_j is held, so that c_j moves with θ
                     moved = at_reference[exponent, name] / point.at_reference[name]
                     derivative = derivative - moved * point.terms[name]
                 total = total + point.coefficients[name] * derivative
@@ -212,14 +273,13 @@ class _Point:
 def minimise(
     problem: Problem, start: np.ndarray, weights: np.ndarray | None = None, *, max_iterations: int = 200
 ) -> Solution:
-    """Minimise from every row of `start` [B, p], with row weights [B, n] if given."""
+    """Minimise from every row of `start` [B, p], with row weights [B, n] beside the problem's own if given."""
     chunk = max(1, _CHUNK // len(problem.log_loss))
-    parts = [
-        _minimise(
-            problem, start[low : low + chunk], None if weights is None else weights[low : low + chunk], max_iterations
-        )
-        for low in range(0, len(start), chunk)
-    ]
+    parts = []
+    for low in range(0, len(start), chunk):
+        fits = slice(low, low + chunk)
+        own = problem if problem.penalty is None else problem.penalised(problem.penalty.part(fits))
+        parts.append(_minimise(own, start[fits], _weights(problem, weights, fits), max_iterations))
     return Solution(
         coordinates=np.concatenate([part.coordinates for part in parts]),
         objective=np.concatenate([part.objective for part in parts]),
@@ -227,23 +287,49 @@ def minimise(
     )
 
 
+def _weights(problem: Problem, resample: np.ndarray | None, fits: slice) -> np.ndarray | None:
+    """Row weights [B, n] or [1, n] of some fits: the problem's times those of the resamples."""
+    if resample is None:
+        return None if problem.weights is None else problem.weights[None]
+    return resample[fits] if problem.weights is None else resample[fits] * problem.weights
+
+
 def _minimise(problem: Problem, start: np.ndarray, weights: np.ndarray | None, max_iterations: int) -> Solution:
     z, lower, upper = problem.clip(start)
     point = problem.evaluate(z)
 
-    def total(point: _Point, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
-        each = problem.huber(point.residuals)
-        return np.asarray(np.sum(each if weights is None else each * weights[rows], axis=1))
+    def of(fits: np.ndarray | slice) -> np.ndarray | None:
+        return weights if weights is None or len(weights) == 1 else weights[fits]
 
-    objective = total(point)
-    gradient, inner, outer = problem.normal_equations(point, weights)
+    def total(point: _Point, z: np.ndarray, fits: np.ndarray | slice = slice(None)) -> np.ndarray:
+        each, own = problem.huber(point.residuals), of(fits)
+        value = np.asarray(np.sum(each if own is None else each * own, axis=1))
+        return value if problem.penalty is None else value + problem.penalty.at(z, fits)[0]
+
+    def slopes(point: _Point, z: np.ndarray, fits: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        gradient, inner, outer = problem.normal_equations(point, of(fits))
+        if problem.penalty is None:
+            return gradient, inner, outer
+        curvature = np.diag(problem.penalty.precision)
+        return gradient + problem.penalty.at(z, fits)[1], inner + curvature, outer + curvature
+
+    objective = total(point, z)
+    gradient, inner, outer = slopes(point, z, slice(None))
+    held = np.array([name == problem.held for name in problem.names])
     damping = np.ones(len(z))
     decrement = np.full(len(z), np.inf)
     floor = 1e-27 * len(problem.log_loss)  # residuals that are rounding
     active = np.arange(len(z))
     for _ in range(max_iterations):
         step, decrement[active] = _step(
-            z[active], gradient[active], inner[active], outer[active], damping[active], lower[active], upper[active]
+            z[active],
+            gradient[active],
+            inner[active],
+            outer[active],
+            damping[active],
+            lower[active],
+            upper[active],
+            held,
         )
         settled = decrement[active] <= 1e-11 * objective[active] + floor
         if settled.any():
@@ -252,7 +338,7 @@ def _minimise(problem: Problem, start: np.ndarray, weights: np.ndarray | None, m
                 break
         trial, trial_lower, trial_upper = problem.clip(z[active] + step)
         point = problem.evaluate(trial)
-        value = total(point, active)
+        value = total(point, trial, active)
         better = value < objective[active]
         damping[active] = np.where(better, damping[active] * 0.2, damping[active] * 6)
         stuck = ~better & (damping[active] > 1e8)
@@ -260,9 +346,7 @@ def _minimise(problem: Problem, start: np.ndarray, weights: np.ndarray | None, m
             moved = active[better]
             z[moved], objective[moved] = trial[better], value[better]
             lower[moved], upper[moved] = trial_lower[better], trial_upper[better]
-            gradient[moved], inner[moved], outer[moved] = problem.normal_equations(
-                point.take(better), None if weights is None else weights[moved]
-            )
+            gradient[moved], inner[moved], outer[moved] = slopes(point.take(better), z[moved], moved)
         active = active[~stuck]
         if not len(active):
             break
@@ -277,9 +361,13 @@ def _step(
     damping: np.ndarray,
     lower: np.ndarray,
     upper: np.ndarray,
+    fixed: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Damped step [B, p], and the gain that reweighted least squares promises [B]; parameters at a bound stay there."""
-    held = ((z <= lower) & (gradient > 0)) | ((z >= upper) & (gradient < 0))
+    """Damped step [B, p], and the gain that reweighted least squares promises [B].
+
+    Parameters at a bound stay there, and so does the fixed one [p].
+    """
+    held = fixed | ((z <= lower) & (gradient > 0)) | ((z >= upper) & (gradient < 0))
     curvature = np.einsum("bii->bi", outer)
     held |= curvature <= 1e-24 * np.max(curvature, axis=1, keepdims=True)  # the rows say nothing about this one
     slope = np.where(held, 0.0, gradient)

@@ -35,7 +35,10 @@ def starts(problem: Problem, restarts: int, rng: np.random.Generator) -> np.ndar
     if scaled:
         z[:, : len(scaled)] = _non_negative(np.stack(scaled, axis=1), 1.0 - known)
     residuals = problem.evaluate(z).residuals
-    order = np.argsort(np.sum(problem.huber(residuals), axis=1))
+    each = problem.huber(residuals) if problem.weights is None else problem.huber(residuals) * problem.weights
+    order = np.argsort(np.sum(each, axis=1))
+    if not problem.exponents:  # one point: the others are about it
+        return np.asarray(z * rng.uniform(0.5, 1.5, (restarts, 1)))
     best = order[: restarts - restarts // _SPREAD]
     rest = order[len(best) :]
     others = rng.choice(rest, size=min(restarts - len(best), len(rest)), replace=False)
@@ -49,7 +52,8 @@ def _grid(problem: Problem, rng: np.random.Generator) -> np.ndarray:
     """
     exponents = problem.exponents
     if math.prod(len(p.starts) for p in exponents) <= _COMBINATIONS:
-        grid = np.array(list(product(*(p.starts for p in exponents))), dtype=float).reshape(-1, len(exponents))
+        grid = np.array(list(product(*(p.starts for p in exponents))), dtype=float)
+        grid = grid.reshape(-1 if exponents else 1, len(exponents))
         return np.asarray(np.where([p.log for p in exponents], np.log(np.where(grid > 0, grid, 1.0)), grid))
     columns = []
     for p in exponents:

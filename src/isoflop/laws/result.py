@@ -17,6 +17,7 @@ _FAR = 10.0  # budgets beyond this multiple of the fit's largest are an extrapol
 _FEW = 30  # fewer residuals than this above the parameters are not resampled
 _HARDLY_ANY = 2  # so few rows to spare make Student's t so wide that an interval says little
 _SAMPLES = 4000
+_KEPT = ("flops", "flops_convention", "params_active", "expansion_rate", "granularity", "budget")
 _LARGEST_LOG = 700.0  # ln of what a float can hold
 
 
@@ -54,7 +55,7 @@ class Fit:
     message: str
     """Why that status."""
     objective: float
-    """Sum over rows of Huber(ln L - ln L̂); half the squares for huber_delta None."""
+    """Sum over rows of weight · Huber(ln L - ln L̂), half the squares for huber_delta None; plus the priors' penalty."""
     condition: float
     """Condition number of the scaled Jacobian at the optimum."""
     n_left_out: int
@@ -69,6 +70,12 @@ class Fit:
     """The rows that were fitted."""
     seed: int = 0
     restarts: int = 16
+    priors: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Mean and standard deviation known before the runs, by parameter."""
+    prior_noise: float | None = None
+    """Noise of ln L that the priors were weighed with."""
+    weights: str | None = None
+    """Column of the rows' weights; None: all rows count alike."""
     warnings: list[str] = field(default_factory=list)
     """What to know before trusting predictions; `predict` appends where it extrapolates."""
 
@@ -85,7 +92,15 @@ class Fit:
     @property
     def noise(self) -> float:
         """Robust standard deviation of ln L about the law (see noise_scale); NaN without rows to spare."""
-        return noise_scale(self.residuals, self.n_free)
+        return noise_scale(self.weighted_residuals, self.n_free)
+
+    @property
+    def weighted_residuals(self) -> np.ndarray:
+        """Residuals [n] times the root of the rows' weights (of mean 1): alike in variance."""
+        if self.weights is None:
+            return self.residuals
+        each = self.runs.numeric(self.weights)
+        return np.asarray(self.residuals * np.sqrt(each / np.mean(each)))
 
     @cached_property
     def law(self) -> Law:
@@ -167,7 +182,7 @@ class Fit:
         losses = np.repeat(losses, -(-_SAMPLES // len(losses)), axis=0)
         rng = np.random.default_rng(self.seed)
         if spare >= _FEW:
-            centred = self.residuals - np.median(self.residuals)
+            centred = self.weighted_residuals - np.median(self.weighted_residuals)
             noise = rng.choice(centred, size=losses.shape) * np.sqrt(self.n_rows / spare)
         else:
             noise = rng.standard_t(spare, size=losses.shape) * self.noise
@@ -192,7 +207,7 @@ class Fit:
         Raises:
             InputError: if the share is not between 0 and 1, the column is absent, or too few rows remain.
         """
-        from isoflop.laws.fitting import fit
+        from isoflop.laws.fitting import refit
 
         values = self.runs.numeric(by)
         threshold = held_out_split(values, largest)
@@ -202,14 +217,7 @@ class Fit:
                 f"holding out {by} >= {threshold:g} leaves {int((~out).sum())} rows for {self.n_free} free parameters; "
                 "hold out fewer, or pin parameters."
             )
-        other = fit(
-            self.runs.where(~out),
-            self.form,
-            huber_delta=self.huber_delta,
-            pinned=self.pinned,
-            seed=self.seed,
-            restarts=self.restarts,
-        )
+        other = refit(self, self.runs.where(~out))
         return held_out_score(other, self.runs.where(out), by=by, threshold=threshold)
 
     def to_dict(self) -> dict[str, Any]:
@@ -217,7 +225,7 @@ class Fit:
         kept = [*self.form.columns, self.form.target]
         kept += [
             name
-            for name in ("flops", "flops_convention", "params_active", "expansion_rate", "granularity", "budget")
+            for name in (*_KEPT, *([self.weights] if self.weights else []))
             if name in self.runs and name not in kept
         ]
         return {
@@ -232,6 +240,9 @@ class Fit:
             "n_left_out": self.n_left_out,
             "huber_delta": self.huber_delta,
             "pinned": self.pinned,
+            "priors": {name: list(prior) for name, prior in self.priors.items()},
+            "prior_noise": self.prior_noise,
+            "weights": self.weights,
             "seed": self.seed,
             "restarts": self.restarts,
             "warnings": list(self.warnings),
@@ -261,6 +272,9 @@ class Fit:
                 n_left_out=values["n_left_out"],
                 huber_delta=values["huber_delta"],
                 pinned=dict(values["pinned"]),
+                priors={name: (prior[0], prior[1]) for name, prior in values.get("priors", {}).items()},
+                prior_noise=values.get("prior_noise"),
+                weights=values.get("weights"),
                 residuals=np.array(values["residuals"], dtype=float),
                 draws={name: np.array(draws, dtype=float) for name, draws in values["draws"].items()},
                 runs=RunTable(rows, source=values["source"]),

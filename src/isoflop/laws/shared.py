@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from isoflop.laws._rows import Runs, fit_rows
 from isoflop.laws._screening import minimise_from
 from isoflop.laws._solver import Problem
 from isoflop.laws._starts import starts
-from isoflop.laws.fitting import Resampler, bootstrap_draws, check_options, mixed, without_columns
+from isoflop.laws.fitting import Resampler, bootstrap_draws, check_options, delta_named, mixed, without_columns
 from isoflop.laws.forms import Columns, Form, Parameter, form_named
 from isoflop.laws.result import Fit, Holdout, held_out_score, held_out_split
 from isoflop.laws.table import RunTable
@@ -67,7 +68,7 @@ class SharedFit:
 def fit_shared(
     groups: Mapping[str, tuple[Runs, str | Form]],
     *,
-    huber_delta: float | None = 1e-3,
+    huber_delta: float | Literal["l1", "l2"] | None = 1e-3,
     bootstrap: int = 0,
     pinned: Mapping[str, Mapping[str, float]] | None = None,
     seed: int = 0,
@@ -85,6 +86,7 @@ def fit_shared(
         InputError: as `fit`, or if fewer than two groups are given, or what is pinned names no group or gives the
             irreducible loss two values.
     """
+    delta = delta_named(huber_delta)
     if len(groups) < 2:
         raise InputError(f"groups has {len(groups)} entry; a shared fit needs at least two, else use fit.")
     unknown = [name for name in pinned or {} if name not in groups]
@@ -98,7 +100,7 @@ def fit_shared(
             raise InputError(f"group {name} has law {law}, which has no irreducible loss to share; choose another law.")
         tables[name], left_out[name] = fit_rows(runs, forms[name])
         given = without_columns(forms[name], tables[name]) | dict((pinned or {}).get(name, {}))
-        fixed[name] = check_options(forms[name], huber_delta=huber_delta, bootstrap=bootstrap, pinned=given, restarts=2)
+        fixed[name] = check_options(forms[name], huber_delta=delta, bootstrap=bootstrap, pinned=given, restarts=2)
         free = len({*forms[name].names} - {*fixed[name], forms[name].asymptote})
         if len(tables[name]) < free:
             raise InputError(
@@ -109,9 +111,9 @@ def fit_shared(
     together = form.pinned(fixed)
     columns = form.stack(tables)
     loss = np.concatenate([table.numeric("loss") for table in tables.values()])
-    problem = Problem(form, columns, loss, pinned=together, huber_delta=huber_delta)
+    problem = Problem(form, columns, loss, pinned=together, huber_delta=delta)
     rng = np.random.default_rng(seed)
-    solution = minimise_from(problem, _starts(problem, form, tables, huber_delta, rng))
+    solution = minimise_from(problem, _starts(problem, form, tables, delta, rng))
     best = solution.coordinates[[solution.best()]]
     diagnosis = diagnose(problem, solution)
     draws = np.zeros((0, problem.size))
@@ -130,7 +132,7 @@ def fit_shared(
             objective=float(problem.huber(own).sum()),
             condition=diagnosis.condition,
             n_left_out=left_out[name],
-            huber_delta=huber_delta,
+            huber_delta=delta,
             pinned=form.pinned_of(name, together),
             residuals=own,
             draws=form.of_group(name, problem.parameters(draws)) if bootstrap else {},
