@@ -155,7 +155,7 @@ def test_a_failed_run_is_a_row_with_its_error_and_is_tried_again(finished: Outco
     assert rows[first]["architecture"] == "dense"
     status = study_status(out)
     assert status["counts"] == {"failed": 1, "done": 2}
-    assert "other settings" in status["failed"][0]["error"]
+    assert "no run of this version wrote" in status["failed"][0]["error"]
     (out / "runs" / first / "run.json").unlink()
     run_study(path, out, progress=False)
     assert study_status(out)["counts"] == {"done": 3}
