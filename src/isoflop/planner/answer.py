@@ -91,7 +91,8 @@ def answer(
         "granularity": values / 2 if known.name in _HALF_GRANULARITY else values,
     }
     asked = Law(**{**vars(known), "warnings": []})
-    predicted = asked.predict(columns)
+    asked.checked({**columns, "sparsity": columns["sparsity"].round(4)})  # ranges are printed with four digits
+    predicted = asked.form.predict(columns, asked.parameters)
     low = high = None
     if knows_uncertainty(fitted):
         low, high = fitted.predict_interval(columns, level=level)

@@ -268,7 +268,7 @@ def _notes(limits: Constraints, problem: Problem) -> list[str]:
     found = []
     if limits.repeat:
         found.append(
-            f"tokens beyond the first {exponent(limits.tokens_available or 0)} repeat: D of U distinct ones count as "
+            "tokens beyond one epoch repeat: D of U distinct ones count as "
             "U + U·R(1 − exp(−(D/U − 1)/R)), R = 15.4 (arXiv 2305.16264); that law's other half, which discounts "
             "parameters beyond what U tokens would want, is not in it."
         )
@@ -282,7 +282,7 @@ def _notes(limits: Constraints, problem: Problem) -> list[str]:
         )
     if limits.inference_tokens is not None:
         found.append(
-            f"the budget pays the forward FLOPs of {exponent(limits.inference_tokens)} served tokens as well as "
+            f"the budget pays the forward FLOPs of {limits.inference_tokens:g} served tokens as well as "
             "training; energy and price are those of training alone."
         )
     if limits.max_decode_ms is not None:
