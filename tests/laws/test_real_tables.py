@@ -105,7 +105,7 @@ def test_compressed_and_tab_separated_tables(tmp_path: Path) -> None:
     table = read_runs(tmp_path / "runs.tsv.gz")
     assert table["tokens"].tolist() == [n * 1e9 for n in range(10, 16)]
     (tmp_path / "bad.csv.gz").write_bytes(b"not compressed")
-    with pytest.raises(InputError, match="is not a CSV file"):
+    with pytest.raises(InputError, match="cannot be unpacked"):
         read_runs(tmp_path / "bad.csv.gz")
 
 

@@ -16,7 +16,12 @@ _FLOPS = ("flops", "budget")
 
 
 def fit(
-    runs: Annotated[Path, typer.Argument(help="Run table (.csv, .jsonl, .parquet) or a study's directory.")],
+    runs: Annotated[
+        Path,
+        typer.Argument(
+            help="Run table (.csv, .tsv, .jsonl, .parquet), or a directory: a study, W&B runs or TensorBoard events."
+        ),
+    ],
     law: Annotated[str, typer.Option(help="Law form; `isoflop laws` lists them.")] = "chinchilla",
     column: Annotated[
         list[str] | None,
@@ -24,11 +29,13 @@ def fit(
     ] = None,
     where: Annotated[
         list[str] | None,
-        typer.Option(help="Keep rows that fulfil this, as loss<2.9 or architecture=dense. Repeatable."),
+        typer.Option(help='Keep rows that fulfil this, as loss<2.9 or "router=dense|hash". Repeatable.'),
     ] = None,
     assign: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Column and one number for all rows, as expansion_rate=8. Repeatable."),
+        typer.Option(
+            "--set", help='Column from a number or other columns, as tokens=130B or "loss=log(ppl)". Repeatable.'
+        ),
     ] = None,
     last_of: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Keep the last row of each run that this column names.")
@@ -61,9 +68,7 @@ def fit(
     from isoflop import laws
 
     columns = dict(_assignment("--column", text) for text in column or ())
-    if runs.is_dir() and not (runs / "runs.csv").exists():
-        raise InputError(f"runs is {runs}, a directory without runs.csv; give a run table or a study that has runs.")
-    table = laws.read_runs(runs / "runs.csv" if runs.is_dir() else runs, columns)
+    table = laws.read_runs(runs, columns, dict(_assignment("--set", text) for text in assign or ()))
     n_read = len(table)
     for condition in where or ():
         table = laws.matching(table, condition)
@@ -71,9 +76,6 @@ def fit(
         table = laws.last_of(table, last_of)
     if best_of is not None:
         table = laws.best_of(table, [name.strip() for name in best_of.split(",") if name.strip()])
-    if assign:
-        pairs = [_assignment("--set", text) for text in assign]
-        table = laws.derive(table.with_columns({name: _number("--set", name, text) for name, text in pairs}))
     fitted = laws.fit(
         table,
         law,

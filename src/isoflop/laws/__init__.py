@@ -24,11 +24,12 @@ from isoflop.laws.law import Law
 from isoflop.laws.minima import Minimum, isoflop_minima
 from isoflop.laws.numbers import exponent, parse_number
 from isoflop.laws.published import PUBLISHED, published
-from isoflop.laws.reading import derive, read_runs, write_runs
+from isoflop.laws.reading import read_runs
 from isoflop.laws.reductions import best_of, last_of
 from isoflop.laws.result import Fit, Holdout
 from isoflop.laws.shared import SharedFit, fit_shared
 from isoflop.laws.table import RunTable
+from isoflop.laws.writing import write_runs
 
 __all__ = [
     "FORMS",
@@ -57,7 +58,6 @@ __all__ = [
     "Unified",
     "best_of",
     "cost_between_runs",
-    "derive",
     "efficiency_multiplier",
     "exponent",
     "fit",

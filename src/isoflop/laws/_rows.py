@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from isoflop.errors import InputError
+from isoflop.laws._units import check_units
 from isoflop.laws.forms import Form, domain, in_domain
-from isoflop.laws.reading import derive, derive_sparsity
+from isoflop.laws.reading import derive, derive_experts
 from isoflop.laws.table import RunTable
 
 Runs = RunTable | Mapping[str, Any] | Sequence[Mapping[str, Any]]
@@ -39,11 +40,12 @@ def fit_rows(runs: Runs, form: Form) -> tuple[RunTable, int]:
     if not len(done):
         raise InputError(f"none of the {len(table)} rows of {table.source} has status done; a fit needs finished runs.")
     if "sparsity" in form.columns:
-        done = derive_sparsity(done)
+        done = derive_experts(done, form.columns)
     absent = [name for name in form.optional if name not in done]
     done = done.with_columns({name: form.optional[name].value for name in absent})
     for column in (*form.columns, form.target):
         check_values(done, column)
+    check_units(done, target=form.target)
     _check_twins(done, (*form.columns, form.target))
     for column in form.fixed:
         if column in done:
@@ -85,10 +87,11 @@ def _check_twins(table: RunTable, columns: Sequence[str]) -> None:
         row = table.rows[index]
         key = row["run_id"] if by_id else tuple(sorted((name, repr(value)) for name, value in row.items()))
         if key in seen:
+            remedy = "or keep each run's final row with --last-of run_id" if by_id else "or give repeats their own seed"
             what = f"run_id {key} is" if by_id else "every column is"
             raise InputError(
                 f"{table.source} {table.labels[index]}: {what} the same as in {table.labels[seen[key]]}; delete one of "
-                "the two, or give repeats their own seed."
+                f"the two, {remedy}."
             )
         seen[key] = index
 

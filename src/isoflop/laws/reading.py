@@ -1,85 +1,62 @@
-"""Run tables in files: CSV, JSON lines and Parquet, with mapped columns and derived values."""
+"""Run tables from files and directories, with mapped columns and derived values."""
 
-import csv
-import gzip
-import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Any, Final
 
 import numpy as np
 
 from isoflop.errors import InputError
+from isoflop.laws.expressions import with_values
 from isoflop.laws.numbers import MISSING, parse_number
-from isoflop.laws.table import RunTable
-
-TEXT: Final = frozenset(
-    {"run_id", "study", "architecture", "router", "status", "flops_convention", "error", "version", "convention"}
-)
-"""Columns that stay text even if every value looks like a number."""
+from isoflop.laws.sources import source_rows
+from isoflop.laws.table import DONE, TEXT, RunTable
 
 _WHOLE = re.compile(r"[+-]?\d{1,15}")
-_FORMATS = ".csv, .tsv, .jsonl (also .gz of these) and .parquet"
+_QUANTITIES: Final = frozenset({"params_total", "params_active", "params_embedding", "tokens", "flops", "loss"})
+_UNIT = re.compile(
+    r"[(\[]\s*(K|M|B|T|thousands?|millions?|billions?|trillions?|[GTPEZ]?FLOPS?|1e\d+|10\^\d+|PF.?days?|bits?.*|log.*)\s*[)\]]$",
+    re.IGNORECASE,
+)
+_FACTORS: Final = {"k": "1e3", "t": "1e12", "m": "1e6", "b": "1e9"}
+_STATES: Final = frozenset({"finished", "crashed", "failed", "killed", "running", "preempted", "preempting", "pending"})
+"""How Weights & Biases says that a run ended."""
 
 
-def read_runs(path: str | Path, columns: Mapping[str, str] | None = None) -> RunTable:
-    """Read a run table from a .csv, .tsv, .jsonl or .parquet file; the text ones may be compressed (.csv.gz).
+def read_runs(
+    path: str | Path, columns: Mapping[str, str] | None = None, values: Mapping[str, str] | None = None
+) -> RunTable:
+    """Read a run table from a file or a directory.
 
-    Blank lines and lines that start with # are passed over in a CSV file.
+    Files are .csv, .tsv, .jsonl (each also with .gz) and .parquet. Directories are a study, runs of Weights & Biases,
+    or event files of TensorBoard. Blank lines and lines that start with # are passed over in a CSV file.
 
     Numbers may be written 1e20, 100M, 4.37B, 2.1T or 3K. A column that the file lacks is derived where it can be, and
     `notes` of the table says so: tokens from flops / (6 · params), flops as 6 · params · tokens, and what makes a row
-    dense (granularity 1, expansion_rate 1) where nothing speaks of experts.
+    dense (granularity 1, expansion_rate 1) where nothing speaks of experts. A header with a unit, as "tokens (B)", is
+    never scaled by itself.
 
     Args:
-        path: the file.
+        path: the file or directory.
         columns: standard column name → name in the file, where they differ.
+        values: column → a number, a word in quotes, or arithmetic on columns (see `with_values`), in this order, before
+            anything is derived.
 
     Raises:
-        InputError: if the file cannot be read, a mapped column does not exist, or a line is malformed.
+        InputError: if it cannot be read, a mapped column does not exist, or a line is malformed.
     """
     path = Path(path)
-    match _suffix(path):
-        case ".csv":
-            pairs = list(_csv_rows(path, ","))
-        case ".tsv":
-            pairs = list(_csv_rows(path, "\t"))
-        case ".jsonl" | ".ndjson":
-            pairs = list(_json_rows(path))
-        case ".parquet":
-            pairs = _parquet_rows(path)
-        case suffix:
-            raise InputError(f"run table {path} ends in {suffix or 'no suffix'}; readable are {_FORMATS}.")
+    pairs = source_rows(path)
     if not pairs:
         raise InputError(f"run table {path} has no rows; it needs a header and one line for each run.")
     labels = [label for label, _ in pairs]
     rows = _mapped(path, [row for _, row in pairs], columns or {})
-    return derive(RunTable(rows, labels=labels, source=str(path), names=columns))
-
-
-def write_runs(table: RunTable, path: str | Path) -> None:
-    """Write a table as .csv or .parquet; `read_runs` gives the same values back.
-
-    Raises:
-        InputError: if the name ends otherwise, or pyarrow is needed and absent.
-    """
-    path = Path(path)
-    names = table.columns
-    match path.suffix.lower():
-        case ".csv":
-            with path.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file, lineterminator="\n")
-                writer.writerow(names)
-                writer.writerows([_cell(row.get(name)) for name in names] for row in table.rows)
-        case ".parquet":
-            arrow, parquet = _pyarrow(path)
-            parquet.write_table(
-                arrow.table({name: _uniform([row.get(name) for row in table.rows]) for name in names}), path
-            )
-        case suffix:
-            raise InputError(f"run table {path} ends in {suffix or 'no suffix'}; writable are .csv and .parquet.")
+    table = _with_status(RunTable(rows, labels=labels, source=str(path), names=columns))
+    for name, text in (values or {}).items():
+        table = with_values(table, name, text)
+    return derive(table)
 
 
 def derive(table: RunTable) -> RunTable:
@@ -115,12 +92,21 @@ def derive(table: RunTable) -> RunTable:
     return table.with_columns(added, notes) if added else table
 
 
-def derive_sparsity(table: RunTable) -> RunTable:
-    """The table with sparsity, from the numbers of experts or else the expansion rate, where it is absent."""
-    if "sparsity" in table:
+def derive_experts(table: RunTable, columns: Iterable[str]) -> RunTable:
+    """The table with expansion_rate and sparsity, from numbers of experts, if they are absent and among `columns`.
+
+    A row with no experts or one is dense: expansion_rate 1, sparsity 0.
+    """
+    if "expansion_rate" in columns and "expansion_rate" not in table and "n_experts" in table:
+        granularity = table.numeric("granularity") if "granularity" in table else np.ones(len(table))
+        rates = np.maximum(table.numeric("n_experts") / granularity, 1)
+        note = "expansion_rate is absent: derived as n_experts / granularity."
+        table = table.with_columns({"expansion_rate": rates}, [note])
+    if "sparsity" not in columns or "sparsity" in table:
         return table
     if "n_experts" in table and "top_k" in table:
-        values, how = 1 - table.numeric("top_k") / table.numeric("n_experts"), "1 - top_k / n_experts"
+        used, experts = (np.maximum(table.numeric(name), 1) for name in ("top_k", "n_experts"))
+        values, how = 1 - used / experts, "1 - top_k / n_experts"
     elif "expansion_rate" in table:
         values, how = 1 - 1 / table.numeric("expansion_rate"), "1 - 1 / expansion_rate"
     else:
@@ -153,6 +139,12 @@ def _mapped(path: Path, rows: list[dict[str, Any]], columns: Mapping[str, str]) 
                 f"{path} has no column {name!r} to take {standard} from; it has {', '.join(present)}; give "
                 f"--column {standard}=NAME with one of these."
             )
+        if standard in _QUANTITIES and (unit := _UNIT.search(name)):
+            factor = _FACTORS.get(unit[1][0].lower(), "FACTOR") if len(unit[1]) == 1 or "ion" in unit[1] else "FACTOR"
+            raise InputError(
+                f"{path} has {name!r} for {standard}, a header that names a unit, and units are not guessed; say it "
+                f'with --column X={name!r} --set "{standard}=X*{factor}", or {standard}=X if the cells are in full.'
+            )
     sources = dict(columns)
     for name in present:
         if name not in sources and name not in columns.values():
@@ -160,6 +152,18 @@ def _mapped(path: Path, rows: list[dict[str, Any]], columns: Mapping[str, str]) 
     typed = {name: _typed_cells(name, [row.get(source) for row in rows]) for name, source in sources.items()}
     filled = [name for name, values in typed.items() if any(value is not None for value in values)]
     return [{name: typed[name][index] for name in filled} for index in range(len(rows))]
+
+
+def _with_status(table: RunTable) -> RunTable:
+    """The table with `finished`, as Weights & Biases says it, as status done."""
+    column = next((name for name in ("status", "State", "state", "summary.state") if name in table), None)
+    if column is None:
+        return table
+    states = [value.lower() if isinstance(value, str) else value for value in table[column].tolist()]
+    if not {state for state in states if state is not None} <= _STATES:
+        return table
+    status = np.array([DONE if state == "finished" else state for state in states], dtype=object)
+    return table.with_columns({"status": status}, [f"status is read from {column}: finished is done."])
 
 
 def _typed_cells(name: str, cells: list[Any]) -> list[Any]:
@@ -182,106 +186,3 @@ def _number(text: str) -> int | float | None:
     if _WHOLE.fullmatch(text):
         return int(text)
     return parse_number(text)
-
-
-def _csv_rows(path: Path, delimiter: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    with _opened(path) as file:
-        try:
-            reader = csv.reader(file, delimiter=delimiter)
-            header: list[str] = []
-            read = 0
-            for cells in reader:
-                first, read = read + 1, reader.line_num
-                line = f"line {first}" if first == read else f"lines {first} to {read}"
-                if not any(cell.strip() for cell in cells) or _is_comment(cells, header):
-                    continue
-                if not header:
-                    header = [name.strip() for name in cells]
-                    doubled = sorted(name for name in header if header.count(name) > 1)
-                    if doubled:
-                        raise InputError(f"{path} {line}: column {doubled[0]!r} appears twice; rename one.")
-                    continue
-                if len(cells) != len(header):
-                    raise InputError(
-                        f"{path} {line}: it has {len(cells)} cells and the header has {len(header)}; quote cells that "
-                        "hold a comma, and close every quote."
-                    )
-                yield line, dict(zip(header, cells, strict=True))
-        except (csv.Error, UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
-            raise InputError(f"{path} is not a CSV file in UTF-8: {error}.") from None
-
-
-def _is_comment(cells: list[str], header: list[str]) -> bool:
-    """Whether a line starts with # and is no row: a name such as #7 may start one that has a cell for every column."""
-    odd = len(cells) != len(header) if header else len(cells) == 1
-    return cells[0].startswith("# ") or (cells[0].startswith("#") and odd)
-
-
-def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with _opened(path) as file:
-        try:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise InputError(f"{path} line {number} is not JSON: {error.msg}.") from None
-                if not isinstance(row, dict):
-                    raise InputError(f"{path} line {number} holds {type(row).__name__}; each line must be one object.")
-                yield f"line {number}", row
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path} is not JSON lines in UTF-8: {error}.") from None
-
-
-def _parquet_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    arrow, parquet = _pyarrow(path)
-    try:
-        rows = parquet.read_table(path).to_pylist()
-    except (OSError, arrow.ArrowInvalid) as error:
-        raise InputError(f"run table {path} cannot be read: {str(error).splitlines()[0]}.") from None
-    return [(f"row {number}", row) for number, row in enumerate(rows, start=1)]
-
-
-def _pyarrow(path: Path) -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ModuleNotFoundError:
-        raise InputError(f"run table {path} is Parquet, which needs pyarrow: pip install 'isoflop[parquet]'.") from None
-    return pyarrow, pyarrow.parquet
-
-
-def _suffix(path: Path) -> str:
-    """The ending that says the format; that before .gz for a compressed file."""
-    return Path(path.stem).suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
-
-
-def _opened(path: Path) -> TextIO:
-    try:
-        if path.suffix.lower() == ".gz":
-            return gzip.open(path, "rt", newline="", encoding="utf-8-sig")
-        return path.open(newline="", encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"run table {path} cannot be read: {error.strerror}.") from None
-
-
-def _cell(value: Any) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    if isinstance(value, (bool, np.bool_)):
-        return "true" if value else "false"
-    if isinstance(value, (float, np.floating)):
-        return repr(float(value))
-    return str(value)
-
-
-def _uniform(values: list[Any]) -> list[Any]:
-    """Values of one Arrow type: numbers, booleans, or else text."""
-    values = [value.item() if isinstance(value, np.generic) else value for value in values]
-    kinds = {type(value) for value in values if value is not None}
-    if kinds <= {int, float} and len(kinds) == 2:
-        return [None if value is None else float(value) for value in values]
-    if len(kinds) > 1 or not kinds <= {int, float, bool, str}:
-        return [None if value is None else str(value) for value in values]
-    return values

@@ -1,15 +1,20 @@
 """The run table: training runs in the standard columns, whoever trained them."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from isoflop.errors import InputError
 from isoflop.laws.numbers import MISSING, parse_number
 
-DONE = "done"
+DONE: Final = "done"
 """The status of a run whose loss counts."""
+
+TEXT: Final = frozenset(
+    {"run_id", "study", "architecture", "router", "status", "flops_convention", "error", "version", "convention"}
+)
+"""Columns that stay text even if every value looks like a number."""
 
 
 class RunTable:
@@ -170,7 +175,9 @@ def _number(value: Any) -> float | None:
     """A cell as a number, NaN where it is empty; None if it is not a number."""
     if isinstance(value, str):
         return np.nan if value.strip().lower() in MISSING else parse_number(value)
-    return np.nan if value is None else float(value)
+    if value is None:
+        return np.nan
+    return float(value) if isinstance(value, (int, float, np.number)) and not isinstance(value, bool) else None
 
 
 def _typed(values: list[Any]) -> np.ndarray:

@@ -1,0 +1,82 @@
+"""Numbers that are sound each by itself and cannot be what their column says: other units, above all."""
+
+import numpy as np
+
+from isoflop.errors import InputError
+from isoflop.laws.table import RunTable
+
+_HIGHEST = 20.0  # nats per token; a uniform guess among 500 million tokens
+_APART = 100.0  # flops and 6ND differ by less, whatever is counted beside the matrices
+_SHORT = 1e4  # no run has so few tokens that its parameters are this many times more
+_LARGE = 1e6  # parameters and tokens of a model that anybody fits a law to exceed this, or both are below
+_TINY = 2000.0  # no model has fewer parameters
+
+
+def check_units(table: RunTable, *, target: str) -> None:
+    """Raise InputError at the first row that gives away another unit, naming row, column and remedy.
+
+    Looked for are perplexities (loss above 20), tokens or parameters in millions or billions, and flops that are not
+    within 100 times of six per parameter and token.
+    """
+    if target == "loss":
+        _check_loss(table)
+    size = next((name for name in ("params_active", "params_total") if name in table), None)
+    if size is None or "tokens" not in table:
+        return
+    params, tokens = table.numeric(size), table.numeric("tokens")
+    few = (params > _LARGE) & (tokens < params / _SHORT)
+    if np.nanmedian(params) > _LARGE and np.nanmedian(tokens) < _LARGE:
+        few |= tokens < _LARGE
+    if few.any():
+        raise _scaled(table, "tokens", tokens, few, f"beside {params[np.argmax(few)]:.3g} {size}")
+    small = (params < _TINY) & (tokens > _LARGE)
+    if small.any():
+        raise _scaled(table, size, params, small, f"beside {tokens[np.argmax(small)]:.3g} tokens")
+    if "flops" in table:
+        _check_flops(table, size, params, tokens)
+
+
+def _check_loss(table: RunTable) -> None:
+    losses = table.numeric("loss")
+    high = losses > _HIGHEST
+    if not high.any():
+        return
+    row = int(np.argmax(high))
+    if high.all():
+        guess = 'all of them are: if they are perplexities, use --set "loss=log(loss)"'
+    else:
+        count = f"{int(high.sum())} of {len(table)} rows are"
+        guess = f'{count}: correct them, or leave them out with --where "loss<{_HIGHEST:g}"'
+    raise InputError(
+        f"{table.source} {table.labels[row]}: {table.in_file('loss')} is {losses[row]:g}, which is above {_HIGHEST:g} "
+        f"nats per token; {guess}."
+    )
+
+
+def _scaled(table: RunTable, column: str, values: np.ndarray, mask: np.ndarray, beside: str) -> InputError:
+    row = int(np.argmax(mask))
+    unit, suffix, factor = ("billions", "B", "1e9") if values[mask].max() < 2e4 else ("millions", "M", "1e6")
+    value = values[row]
+    return InputError(
+        f"{table.source} {table.labels[row]}: {table.in_file(column)} is {value:g} {beside}, which looks like {unit} "
+        f'({int(mask.sum())} of {len(table)} rows); write {value:g}{suffix}, or use --set "{column}={column}*{factor}" '
+        "if all rows are so."
+    )
+
+
+def _check_flops(table: RunTable, size: str, params: np.ndarray, tokens: np.ndarray) -> None:
+    if size == "params_total" and "expansion_rate" in table:
+        params = params / np.maximum(table.numeric("expansion_rate"), 1)
+    if "params_embedding" in table:
+        params = params + np.nan_to_num(table.numeric("params_embedding"))
+    flops = table.numeric("flops")
+    expected = 6 * params * tokens
+    with np.errstate(all="ignore"):
+        apart = np.abs(np.log(flops / expected)) > np.log(_APART)
+    if apart.any():
+        row = int(np.argmax(apart))
+        raise InputError(
+            f"{table.source} {table.labels[row]}: {table.in_file('flops')} is {flops[row]:.3g}, and 6 · parameters · "
+            f"tokens is {expected[row]:.3g}, over {_APART:g} times apart ({int(apart.sum())} of {len(table)} rows); "
+            f'check the units of the three, or use --set "flops=6*{size}*tokens".'
+        )
