@@ -39,8 +39,7 @@ def fit_rows(runs: Runs, form: Form) -> tuple[RunTable, int]:
     done = derive(table.usable())
     if not len(done):
         raise InputError(f"none of the {len(table)} rows of {table.source} has status done; a fit needs finished runs.")
-    if "sparsity" in form.columns:
-        done = derive_experts(done, form.columns)
+    done = derive_experts(done, form.columns)
     absent = [name for name in form.optional if name not in done]
     done = done.with_columns({name: form.optional[name].value for name in absent})
     for column in (*form.columns, form.target):

@@ -10,6 +10,8 @@ _APART = 100.0  # flops and 6ND differ by less, whatever is counted beside the m
 _SHORT = 1e4  # no run has so few tokens that its parameters are this many times more
 _LARGE = 1e6  # parameters and tokens of a model that anybody fits a law to exceed this, or both are below
 _TINY = 2000.0  # no model has fewer parameters
+_USUAL = 20.0  # tokens per parameter, to tell millions from billions
+_UNITS = (("thousands", "K", "1e3"), ("millions", "M", "1e6"), ("billions", "B", "1e9"), ("trillions", "T", "1e12"))
 
 
 def check_units(table: RunTable, *, target: str) -> None:
@@ -20,18 +22,21 @@ def check_units(table: RunTable, *, target: str) -> None:
     """
     if target == "loss":
         _check_loss(table)
-    size = next((name for name in ("params_active", "params_total") if name in table), None)
-    if size is None or "tokens" not in table:
+    sizes = sorted({"params_active", "params_total"} & set(table.columns))
+    if not sizes or "tokens" not in table:
         return
+    size = sizes[0]
+    if len(sizes) == 2 and np.array_equal(table.numeric(sizes[0]), table.numeric(sizes[1])):
+        size = min(sizes, key=table.columns.index)  # the other one was derived from it
     params, tokens = table.numeric(size), table.numeric("tokens")
     few = (params > _LARGE) & (tokens < params / _SHORT)
     if np.nanmedian(params) > _LARGE and np.nanmedian(tokens) < _LARGE:
         few |= tokens < _LARGE
     if few.any():
-        raise _scaled(table, "tokens", tokens, few, f"beside {params[np.argmax(few)]:.3g} {size}")
+        raise _scaled(table, "tokens", few, size, _USUAL * params[few] / tokens[few])
     small = (params < _TINY) & (tokens > _LARGE)
     if small.any():
-        raise _scaled(table, size, params, small, f"beside {tokens[np.argmax(small)]:.3g} tokens")
+        raise _scaled(table, size, small, "tokens", tokens[small] / _USUAL / params[small])
     if "flops" in table:
         _check_flops(table, size, params, tokens)
 
@@ -53,14 +58,15 @@ def _check_loss(table: RunTable) -> None:
     )
 
 
-def _scaled(table: RunTable, column: str, values: np.ndarray, mask: np.ndarray, beside: str) -> InputError:
+def _scaled(table: RunTable, column: str, mask: np.ndarray, other: str, lacking: np.ndarray) -> InputError:
+    """The sentence about a column in the unit that is nearest to the factors that it lacks."""
+    unit, suffix, factor = min(_UNITS, key=lambda unit: abs(np.log(np.median(lacking) / float(unit[2]))))
     row = int(np.argmax(mask))
-    unit, suffix, factor = ("billions", "B", "1e9") if values[mask].max() < 2e4 else ("millions", "M", "1e6")
-    value = values[row]
+    value, beside = table.numeric(column)[row], table.numeric(other)[row]
     return InputError(
-        f"{table.source} {table.labels[row]}: {table.in_file(column)} is {value:g} {beside}, which looks like {unit} "
-        f'({int(mask.sum())} of {len(table)} rows); write {value:g}{suffix}, or use --set "{column}={column}*{factor}" '
-        "if all rows are so."
+        f"{table.source} {table.labels[row]}: {table.in_file(column)} is {value:g} beside {beside:.3g} {other}, which "
+        f"looks like {unit} ({int(mask.sum())} of {len(table)} rows); write {value:g}{suffix}, or use --set "
+        f'"{column}={column}*{factor}" if all rows are so.'
     )
 
 
