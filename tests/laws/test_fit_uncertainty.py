@@ -80,6 +80,28 @@ def test_holdout_scores_rows_that_the_fit_did_not_see(fitted: Fit) -> None:
         fitted.holdout(by="nonsense")
 
 
+def test_each_value_of_a_column_is_left_out_in_turn(fitted: Fit) -> None:
+    scores = fitted.leave_out(by="budget")
+    assert list(scores) == [1e18, 3e18, 1e19, 3e19, 1e20]
+    for budget, score in scores.items():
+        assert (score.by, score.left_out, score.threshold, score.n_held_out) == ("budget", budget, None, 6)
+        others = fit(fitted.runs.where(fitted.runs["budget"] != budget))
+        own = fitted.runs.where(budget=budget)
+        assert score.bias == pytest.approx(np.mean(np.log(own["loss"] / others.predict(own))), rel=1e-9)
+        assert score.rmse < 4 * NOISE
+    with pytest.raises(InputError, match="expansion_rate, which has one value"):
+        fitted.leave_out(by="expansion_rate")
+
+
+def test_a_family_that_the_law_cannot_tell_apart_is_predicted_as_if_it_did_not_matter() -> None:
+    table = noisy(grid(8), 2)
+    sparse = np.arange(40) % 2 == 1
+    table |= {"expansion_rate": np.where(sparse, 8.0, 1.0), "loss": table["loss"] * np.where(sparse, 0.9, 1.0)}
+    scores = fit(table).leave_out(by="expansion_rate")
+    assert scores[8.0].bias == pytest.approx(np.log(0.9), abs=0.01)
+    assert scores[1.0].bias == pytest.approx(-np.log(0.9), abs=0.01)
+
+
 def test_json_gives_the_same_fit(fitted: Fit) -> None:
     again = Fit.from_dict(json.loads(json.dumps(fitted.to_dict())))
     assert again.to_dict() == fitted.to_dict()

@@ -10,6 +10,7 @@ import numpy as np
 from isoflop.errors import InputError
 from isoflop.laws._diagnosis import Status, noise_scale
 from isoflop.laws.forms import Form, form_named
+from isoflop.laws.held_out import Holdout, without_each, without_largest
 from isoflop.laws.law import Law
 from isoflop.laws.table import RunTable
 
@@ -19,28 +20,6 @@ _HARDLY_ANY = 2  # so few rows to spare make Student's t so wide that an interva
 _SAMPLES = 4000
 _KEPT = ("flops", "flops_convention", "params_active", "expansion_rate", "granularity", "budget")
 _LARGEST_LOG = 700.0  # ln of what a float can hold
-
-
-@dataclass(frozen=True, kw_only=True)
-class Holdout:
-    """How well a law that never saw the largest runs predicts them."""
-
-    by: str
-    """Column that decides which runs are large."""
-    threshold: float
-    """The rows at or above this value were held out."""
-    n_fit: int
-    n_held_out: int
-    rmse: float
-    """Root mean square of ln(measured / predicted) over the rows held out."""
-    bias: float
-    """Mean of the same: positive where the law was too optimistic."""
-    status: Status
-    """Of the fit without them."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain dictionary for JSON."""
-        return dict(vars(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,18 +186,18 @@ class Fit:
         Raises:
             InputError: if the share is not between 0 and 1, the column is absent, or too few rows remain.
         """
-        from isoflop.laws.fitting import refit
+        return without_largest(self, by, largest)
 
-        values = self.runs.numeric(by)
-        threshold = held_out_split(values, largest)
-        out = values >= threshold * (1 - 1e-9)
-        if (~out).sum() <= self.n_free:
-            raise InputError(
-                f"holding out {by} >= {threshold:g} leaves {int((~out).sum())} rows for {self.n_free} free parameters; "
-                "hold out fewer, or pin parameters."
-            )
-        other = refit(self, self.runs.where(~out))
-        return held_out_score(other, self.runs.where(out), by=by, threshold=threshold)
+    def leave_out(self, by: str) -> dict[Any, Holdout]:
+        """Fit again without each value of a column (an architecture, a family) and predict its rows.
+
+        Returns the score by value. A law that does not read what tells the groups apart predicts as if it did not
+        matter, and the score says how far that holds.
+
+        Raises:
+            InputError: if the column is absent, has one value, or too few rows remain.
+        """
+        return without_each(self, by)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain JSON values; `Fit.from_dict` gives an equal fit."""
@@ -284,32 +263,6 @@ class Fit:
             )
         except KeyError as error:
             raise InputError(f"the fit lacks the field {error}; it must be what Fit.to_dict wrote.") from None
-
-
-def held_out_split(values: np.ndarray, largest: float) -> float:
-    """The value from which on rows are held out, so that about this share of them is.
-
-    Raises:
-        InputError: if the share is not between 0 and 1.
-    """
-    if not 0 < largest < 1:
-        raise InputError(f"largest is {largest:g}; it must be between 0 and 1, the share of rows to hold out.")
-    count = max(1, round(largest * len(values)))
-    return float(np.sort(values)[-count])
-
-
-def held_out_score(fit: Fit, held_out: RunTable, *, by: str, threshold: float) -> Holdout:
-    """Score a fit on rows that it did not see."""
-    errors = np.log(held_out.numeric(fit.form.target) / fit.predict(held_out))
-    return Holdout(
-        by=by,
-        threshold=threshold,
-        n_fit=fit.n_rows,
-        n_held_out=len(held_out),
-        rmse=float(np.sqrt(np.mean(errors**2))),
-        bias=float(np.mean(errors)),
-        status=fit.status,
-    )
 
 
 def _span(runs: RunTable) -> dict[str, tuple[float, float]]:

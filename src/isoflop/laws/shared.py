@@ -14,7 +14,8 @@ from isoflop.laws._solver import Problem
 from isoflop.laws._starts import starts
 from isoflop.laws.fitting import Resampler, bootstrap_draws, check_options, delta_named, mixed, without_columns
 from isoflop.laws.forms import Columns, Form, Parameter, form_named
-from isoflop.laws.result import Fit, Holdout, held_out_score, held_out_split
+from isoflop.laws.held_out import Holdout, held_out_score, held_out_split
+from isoflop.laws.result import Fit
 from isoflop.laws.table import RunTable
 
 _ASYMPTOTES = (0.0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.85, 0.95)
