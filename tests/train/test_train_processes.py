@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import random
 import signal
 import socket
@@ -69,6 +70,25 @@ def test_killed_at_random_moments_the_run_ends_as_if_undisturbed(tmp_path, moe, 
     train(moe, config, data=data_dir, out=stormy)
     assert outcome(stormy) == outcome(calm)
     assert not list((stormy / "checkpoints").glob(".*"))
+
+
+def test_interrupted_it_keeps_the_step_and_goes_on_as_if_undisturbed(tmp_path, dense, data_dir, processes):
+    config = TrainConfig(
+        tokens=90 * 512, batch_tokens=512, evaluation_tokens=512, log_every=1, checkpoint_seconds=None, threads=1
+    )
+    calm, stopped = tmp_path / "calm", tmp_path / "stopped"
+    train(dense, config, data=data_dir, out=calm)
+    process = processes.Process(target=train, args=(dense, config), kwargs={"data": data_dir, "out": stopped})
+    process.start()
+    while process.is_alive() and line_count(stopped) < 5:
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGINT)
+    process.join()
+    assert process.exitcode == 1  # KeyboardInterrupt
+    (kept,) = (stopped / "checkpoints").iterdir()
+    assert int(kept.name.removeprefix("step-")) >= 5
+    train(dense, config, data=data_dir, out=stopped)
+    assert outcome(stopped) == outcome(calm)
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")

@@ -118,7 +118,11 @@ def train(
     from isoflop.spec import load_spec
     from isoflop.train import train as run
 
-    record = run(load_spec(spec), config, data=data, out=out)
+    try:
+        record = run(load_spec(spec), config, data=data, out=out)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"interrupted; the same command continues where {out} stopped.\n")
+        raise typer.Exit(130) from None
     if json:
         sys.stdout.write(json_module.dumps(record) + "\n")
     else:

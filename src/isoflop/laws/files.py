@@ -10,8 +10,16 @@ from isoflop.laws.result import Fit
 
 
 def save_fit(fit: Fit, path: str | Path) -> None:
-    """Write a fit with its draws and rows as JSON; `load_fit` gives an equal one."""
-    Path(path).write_text(json.dumps(_finite(fit.to_dict()), indent=1) + "\n", encoding="utf-8")
+    """Write a fit with its draws and rows as JSON; `load_fit` gives an equal one.
+
+    Raises:
+        InputError: if the file cannot be written.
+    """
+    text = json.dumps(_finite(fit.to_dict()), indent=1) + "\n"
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"fit file {path} cannot be written: {error.strerror}.") from None
 
 
 def load_fit(path: str | Path) -> Fit:

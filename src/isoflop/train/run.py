@@ -23,6 +23,7 @@ from isoflop.train.config import TrainConfig
 from isoflop.train.directory import RunDirectory
 from isoflop.train.distributed import Ranks
 from isoflop.train.evaluation import Evaluation, measure
+from isoflop.train.interrupt import Interrupts
 from isoflop.train.optimizer import build_optimizer, load_optimizer_tensors, optimizer_tensors
 from isoflop.train.progress import ProgressBar
 from isoflop.train.record import run_record
@@ -73,7 +74,10 @@ class Run:
         self._resume()
 
     def complete(self, progress: bool, extra: Mapping[str, Any]) -> dict[str, Any]:
-        """Train from where it stands to the end, evaluate, and write the record."""
+        """Train from where it stands to the end, evaluate, and write the record.
+
+        SIGINT stops it after the step in progress, with a checkpoint.
+        """
         plan, config = self.plan, self.config
         saved_at = time.monotonic()
         bar = ProgressBar(
@@ -83,7 +87,7 @@ class Run:
             batch_tokens=plan.batch_tokens,
             flops_per_step=plan.flops_per_step,
         )
-        with bar, self._metrics_file() as metrics:
+        with bar, self._metrics_file() as metrics, Interrupts() as interrupts:
             since = time.perf_counter()
             line_step, line_seconds = self.step, self.wall_seconds
             while self.step < plan.steps:
@@ -91,7 +95,8 @@ class Run:
                 last = self.step == plan.steps
                 log = self.step == 1 or self.step % config.log_every == 0 or last
                 evaluate = config.evaluate_every is not None and self.step % config.evaluate_every == 0 and not last
-                save = self.ranks.rank == 0 and (last or self._checkpoint_is_due(saved_at))
+                stop = interrupts.noted
+                save = self.ranks.rank == 0 and (last or stop or self._checkpoint_is_due(saved_at))
                 if log or self.device.type == "cpu" or evaluate:  # reading the flag waits for the device
                     self._check_divergence(log)
                 save = save and int(self.first_bad) < 0
@@ -112,6 +117,8 @@ class Run:
                 if save:
                     self._save(metrics.tell(), finished=last)
                     saved_at = time.monotonic()
+                if stop and not last:
+                    raise KeyboardInterrupt
                 if evaluate or save or last:
                     since = time.perf_counter()
             evaluation = self._evaluate() if self.error is None else None
