@@ -99,6 +99,7 @@ def fit(
             "parameters": fitted.parameters,
             "intervals": intervals,
             "level": level,
+            "standard_errors": {name: float(draws.std(ddof=1)) for name, draws in fitted.draws.items()},
             "pinned": fitted.pinned,
             "objective": fitted.objective,
             "huber_delta": fitted.huber_delta,
