@@ -1,6 +1,5 @@
 """`isoflop study`: run a study, and see where it stands."""
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +18,12 @@ def run(
     study: Annotated[Path, typer.Argument(help="Study file (YAML).")],
     out: Annotated[Path | None, typer.Option(help="Directory of the study; default: runs/<name>.")] = None,
     table: Annotated[Path | None, typer.Option(help="Run table (CSV) whose finished rows are not run again.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print runs, FLOPs and hours after timing a few steps of each model; results stay.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Print runs, FLOPs and hours after timing a few steps of each model; results stay."
+        ),
+    ] = False,
     max_hours: Annotated[float | None, typer.Option(help="Stop after this time; start again to continue.")] = None,
     only_budget: Annotated[
         list[float] | None, typer.Option(help="Carry out the runs of this budget alone; may be repeated.")
@@ -148,7 +152,7 @@ def _print_forecast(outcome: "Outcome") -> None:
 
 
 def _print_result(outcome: "Outcome") -> None:
-    from isoflop.study.verification import sentence
+    from isoflop.study.verification import multiplier_sentence, sentence
 
     sizes: dict[tuple[str, float], dict[tuple[int, int], list[dict[str, Any]]]] = {}
     for row in outcome.rows:
@@ -197,11 +201,8 @@ def _print_result(outcome: "Outcome") -> None:
     if outcome.verification is not None:
         for run in outcome.verification["runs"]:
             typer.echo(sentence(run))
-        multiplier = outcome.verification["multiplier"]
-        if multiplier is not None and multiplier["value"] is not None:
-            typer.echo(
-                f"a dense model needs {multiplier['value']:.3g} × the FLOPs for the planned loss{_span(multiplier)}"
-            )
+        if said := multiplier_sentence(outcome.verification):
+            typer.echo(said)
     if outcome.report is not None:
         typer.echo(f"report: {outcome.report}")
 
@@ -211,11 +212,3 @@ def _lowest(group: dict[tuple[int, int], list[dict[str, Any]]]) -> tuple[float, 
     means = {size: sum(row["loss"] for row in rows) / len(rows) for size, rows in group.items()}
     best = min(means, key=lambda size: means[size])
     return means[best], group[best]
-
-
-def _span(multiplier: dict[str, Any]) -> str:
-    """The interval of a multiplier; an end that is infinite is missing in JSON."""
-    if multiplier["interval"] is None:
-        return ""
-    low, high = (math.inf if end is None else end for end in multiplier["interval"])
-    return f" (90% interval {low:.3g} to {'any number' if math.isinf(high) else f'{high:.3g}'})"

@@ -14,13 +14,14 @@ from isoflop.laws import (
     MinimaFrontier,
     Minimum,
     RunTable,
-    cost_between_runs,
     efficiency_multiplier,
     isoflop_minima,
 )
+from isoflop.laws import Multiplier as EfficiencyMultiplier
 from isoflop.report import view
 from isoflop.report.marks import Curve, Multiplier, Verified
 from isoflop.report.style import flops, short
+from isoflop.report.trust import doubt, frontier_of
 
 if TYPE_CHECKING:
     from isoflop.report.records import StudyRecords
@@ -85,7 +86,7 @@ def gather(records: "StudyRecords") -> Evidence:
         predicted=predicted,
         law_missing=law_missing,
         curves=curves,
-        curves_missing="" if curves else law_missing or "the run table lacks the columns that the laws need.",
+        curves_missing=_curves_missing(curves, frontiers, law_missing),
         checks=checks,
         checks_missing=checks_missing,
         near_optimal=_near_optimal(records),
@@ -127,23 +128,13 @@ def _fits(records: "StudyRecords") -> tuple[list[tuple[str, Fit]], dict[str, Fit
 
 
 def _frontiers(laws: Mapping[str, Fit], architectures: Sequence[view.Architecture]) -> dict[str, LawFrontier]:
-    """The compute-optimal loss of each architecture under its law.
-
-    What a token costs at a size is interpolated between the architecture's own runs.
-    """
+    """The compute-optimal loss of each architecture under its law."""
     frontiers = {}
     for architecture in architectures:
         fit = laws.get(architecture.name)
-        if fit is None or not {"params_active", "params_total", "flops", "tokens"} <= set(fit.runs.columns):
-            continue
-        own = fit.runs
-        if "granularity" in fit.form.columns:
-            own = own.where(np.isclose(own.numeric("granularity"), architecture.granularity))
-        if not len(own):
-            continue
-        frontiers[architecture.name] = LawFrontier(
-            replace(fit, runs=own), granularity=architecture.granularity, flops_per_token=cost_between_runs(own)
-        )
+        frontier = None if fit is None else frontier_of(fit, architecture.granularity)
+        if frontier is not None:
+            frontiers[architecture.name] = frontier
     return frontiers
 
 
@@ -168,13 +159,38 @@ def _columns(runs: RunTable, fit: Fit, rows: np.ndarray) -> dict[str, np.ndarray
 
 
 def _curves(grid: RunTable, frontiers: Mapping[str, LawFrontier]) -> list[Curve]:
-    """Each architecture's law at its best size, from the smallest budget to somewhat beyond the largest."""
+    """Each architecture's law at its best size, from the smallest budget to somewhat beyond the largest.
+
+    A law that the runs do not pin down is drawn at its own runs' budgets alone, where its optimum lies inside the sizes
+    that were run; if that is nowhere, not at all.
+    """
     budgets = view.budgets(grid)[view.finished(grid)]
     budgets = budgets[np.isfinite(budgets)]
     if not len(budgets):
         return []
     at = np.geomspace(budgets.min(), budgets.max() * _BEYOND, 60)
-    return [Curve(architecture=name, flops=at, loss=frontier.loss(at)) for name, frontier in frontiers.items()]
+    curves = []
+    for name, frontier in frontiers.items():
+        fit, where, doubtful = frontier.fit, at, ""
+        if fit is not None and fit.status != "converged":
+            doubtful = fit.status.replace("_", " ")
+            where = np.array([flops for flops in at if frontier.inside(flops) and not doubt(frontier, name, flops)])
+        if len(where) > 1:
+            curves.append(Curve(architecture=name, flops=where, loss=frontier.loss(where), doubtful=doubtful))
+    return curves
+
+
+def _curves_missing(curves: Sequence[Curve], frontiers: Mapping[str, LawFrontier], law_missing: str) -> str:
+    if not frontiers:
+        return law_missing or "the run table lacks the columns that the laws need."
+    drawn = {curve.architecture for curve in curves}
+    absent = [name for name in frontiers if name not in drawn]
+    if not absent:
+        return ""
+    return (
+        f"{', '.join(absent)}, whose law the runs do not pin down and whose optimum lies outside of the sizes that "
+        "were run at every budget."
+    )
 
 
 def _multipliers(
@@ -184,7 +200,7 @@ def _multipliers(
 
     The MoE's loss is that of its isoFLOP minimum, or of its law where the minimum is not inside the sizes that were
     run or has no interval. The dense budget for it comes from the dense law, else from the dense minima. A law that the
-    runs do not pin down has wide intervals, but it is no worse than a line through two minima.
+    runs do not pin down is used where its optimum lies inside the sizes that were run, and nowhere else.
     """
     dense = next((architecture.name for architecture in architectures if architecture.dense), None)
     if dense is None:
@@ -196,7 +212,7 @@ def _multipliers(
     if dense not in laws and len(inside) < 2:
         return [], f"{dense} has no law and fewer than two isoFLOP minima inside the sizes that were run."
     reference = laws.get(dense) or MinimaFrontier(inside)
-    found, unknown = [], []
+    found, unknown, doubts = [], [], []
     for architecture in architectures:
         own = [minimum for minimum in minima if minimum.architecture == architecture.name]
         for minimum in [] if architecture.dense else own:
@@ -206,6 +222,9 @@ def _multipliers(
                 unknown.append(f"{architecture.name} at {flops(minimum.budget)}")
                 continue
             point = efficiency_multiplier(reference, source, minimum.flops)
+            if reason := _doubt((dense, reference), (architecture.name, source), point):
+                doubts.append(f"{architecture.name} at {flops(minimum.budget)} FLOPs, because {reason}")
+                continue
             found.append(
                 Multiplier(
                     architecture=architecture.name,
@@ -215,11 +234,28 @@ def _multipliers(
                     extrapolated=point.extrapolated,
                 )
             )
+    missing = []
     if unknown:
-        return found, (
-            f"{', '.join(unknown)} FLOPs, where there is no law and no isoFLOP minimum inside the sizes that were run."
+        missing.append(
+            f"{', '.join(unknown)} FLOPs, where there is no law and no isoFLOP minimum inside the sizes that were run"
         )
+    missing += doubts
+    if missing:
+        return found, f"{'; '.join(missing)}."
     return found, "" if found else "no isoFLOP minimum of an architecture with experts is known."
+
+
+def _doubt(
+    dense: tuple[str, LawFrontier | MinimaFrontier],
+    moe: tuple[str, LawFrontier | MinimaFrontier],
+    point: EfficiencyMultiplier,
+) -> str:
+    """Why a multiplier should not be quoted; empty if nothing speaks against it."""
+    asked = [(*dense, point.flops), (*moe, point.flops)]
+    if math.isfinite(point.value) and point.value > 0:
+        asked.append((*dense, point.dense_flops))
+    reasons = [doubt(source, name, at) for name, source, at in asked if isinstance(source, LawFrontier)]
+    return next((reason for reason in reasons if reason), "")
 
 
 def _at(minimum: Minimum) -> MinimaFrontier:

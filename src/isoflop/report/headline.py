@@ -49,6 +49,7 @@ def headline(
     multipliers: Sequence[Multiplier],
     checks: Sequence[Verified],
     fits: Sequence[tuple[str, Fit]] = (),
+    multipliers_missing: str = "",
 ) -> Headline:
     """Best architecture per budget, efficiency multiplier and verification, with what limits them.
 
@@ -62,7 +63,11 @@ def headline(
     by_key = {(multiplier.architecture, multiplier.budget): multiplier for multiplier in multipliers}
     largest = max(ranked)
     sentences = [_best(largest, ranked[largest])]
-    sentences += _efficiency(ranked, by_key, dense)
+    efficiency = _efficiency(ranked, by_key, dense)
+    both = 0 < len(dense) < len(view.architectures(runs))
+    if not efficiency and multipliers_missing and both:
+        efficiency = [f"How many FLOPs a dense model needs for the same loss is not known: {multipliers_missing}"]
+    sentences += efficiency
     sentences += [verdict(check) for check in checks]
     return Headline(
         sentences=tuple(sentences),

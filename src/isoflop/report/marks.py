@@ -27,6 +27,8 @@ class Curve:
     architecture: str
     flops: np.ndarray
     loss: np.ndarray
+    doubtful: str = ""
+    """What is wrong with the law, as "not identified"; empty if the runs pin it down."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -120,7 +120,12 @@ def _frontier(evidence: "Evidence") -> Section:
             if evidence.curves
             else ""
         )
-        + (f" Not pinned down by the runs: the law of {' and of '.join(loose)}." if loose else ""),
+        + (
+            f" Not pinned down by the runs: the law of {' and of '.join(loose)}; it is dashed, and drawn only where "
+            "its optimum lies inside the sizes that were run."
+            if loose
+            else ""
+        ),
         description="Loss against training FLOPs at the best size, one line for each architecture.",
     )
     missing = f"the fitted laws' lines: {evidence.curves_missing}" if evidence.curves_missing else ""

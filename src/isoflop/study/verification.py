@@ -1,11 +1,11 @@
 """The plan for the verification budget, made before its run, and how close the run came."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from isoflop.errors import InputError
-from isoflop.laws import efficiency_multiplier
 from isoflop.planner import Plan, PlanRow, architecture, plan
 from isoflop.study.fits import LEVEL, StudyFits
 from isoflop.study.grid import Grid, PlannedRun
@@ -56,7 +56,7 @@ def predict(study: StudySpec, grid: Grid, fits: StudyFits, *, tokens_available: 
             for row in chosen.values()
             for seed in wanted.seeds
         ],
-        "multiplier": _multiplier(study, fits, found.best),
+        **_multiplier(study, fits, found.best),
         "plan": _plan(found),
         "notes": [
             f"verification.also holds {name!r}, which has no law of its own: not run."
@@ -107,6 +107,23 @@ def sentence(run: Mapping[str, Any]) -> str:
         return f"{name}: {measured} inside the {interval}"
     side = "above" if run["distance"] > 0 else "below"
     return f"{name}: {measured} outside the {interval}, {side} it by {abs(run['distance']):.1%}"
+
+
+def multiplier_sentence(document: Mapping[str, Any]) -> str:
+    """What verification.json says of the FLOPs of a dense model, in one sentence; empty if nothing.
+
+    Documents of versions that did not check how far the laws carry say nothing.
+    """
+    found, reason = document.get("multiplier"), document.get("multiplier_missing")
+    if reason:
+        return f"how many FLOPs a dense model needs for the planned loss is not known: {reason}"
+    if reason is None or found is None or found["value"] is None:
+        return ""
+    said = f"a dense model needs {found['value']:.3g} × the FLOPs for the planned loss of {found['loss']:.4f}"
+    if found["interval"] is None:
+        return said
+    low, high = (math.inf if end is None else end for end in found["interval"])
+    return f"{said} ({LEVEL:.0%} interval {low:.3g} to {'any number' if math.isinf(high) else f'{high:.3g}'})"
 
 
 def _wanted(study: StudySpec) -> Verification:
@@ -161,14 +178,18 @@ def _measured(run: Mapping[str, Any], row: Mapping[str, Any] | None) -> dict[str
     }
 
 
-def _multiplier(study: StudySpec, fits: StudyFits, best: PlanRow) -> dict[str, Any] | None:
-    """How many times the FLOPs a dense model needs for the loss of the plan's best, as the laws have it."""
+def _multiplier(study: StudySpec, fits: StudyFits, best: PlanRow) -> dict[str, Any]:
+    """How many times the FLOPs a dense model needs for the predicted loss of the plan's best; else why none is said."""
+    from isoflop.report.trust import planned_multiplier
+
     laws = fits.by_architecture()
-    dense = next((laws[a.name] for a in study.expanded if a.experts is None and a.name in laws), None)
+    dense = next((a.name for a in study.expanded if a.experts is None and a.name in laws), None)
     if dense is None or study.architecture(best.architecture).experts is None:
-        return None
-    found = efficiency_multiplier(dense, laws[best.architecture], best.flops, granularity=best.granularity, level=LEVEL)
-    return found.to_dict()
+        return {"multiplier": None, "multiplier_missing": ""}
+    found, reason = planned_multiplier(
+        (dense, laws[dense]), (best.architecture, laws[best.architecture]), vars(best), level=LEVEL
+    )
+    return {"multiplier": None if found is None else found.to_dict(), "multiplier_missing": reason}
 
 
 def _plan(found: Plan) -> dict[str, Any]:

@@ -33,7 +33,8 @@ def frontier(
     """Compute-optimal loss against training FLOPs, an architecture a colour.
 
     Filled marks are the isoFLOP minima inside the sizes that were run, with their intervals; hollow ones the best size
-    where there is no such minimum. Lines are the fitted laws, each at its best size for every budget.
+    where there is no such minimum. Lines are the fitted laws, each at its best size for every budget; dashed and named
+    so where the runs do not pin the law down.
     """
     architectures, points = view.architectures(runs), view.measured(runs)
     looks = look_of(architectures)
@@ -64,12 +65,23 @@ def frontier(
                 **(look.marks | {"markerfacecolor": face}),
             )
             ends[architecture.name] = (budget, loss)
+    doubtful = {}
     for curve in curves:
-        axes.plot(curve.flops, curve.loss, zorder=2, **looks[curve.architecture].line)
+        style = looks[curve.architecture].line
+        if curve.doubtful:
+            style = style | {"linestyle": (0, (4, 3)), "alpha": 0.6}
+            doubtful[curve.architecture] = f" ({curve.doubtful})"
+        axes.plot(curve.flops, curve.loss, zorder=2, **style)
         ends[curve.architecture] = (float(curve.flops[-1]), float(curve.loss[-1]))
     named = [name for name in looks if name in ends]
-    style = {"markersize": 5}
-    name_lines(axes, [(name, *ends[name], looks[name].line | looks[name].marks | style) for name in named])
+    named_style = {"markersize": 5}
+    name_lines(
+        axes,
+        [
+            (name + doubtful.get(name, ""), *ends[name], looks[name].line | looks[name].marks | named_style)
+            for name in named
+        ],
+    )
     axes.set_xlabel("training FLOPs")
     axes.set_ylabel("loss (nats/token)")
     return figure
@@ -104,13 +116,14 @@ def efficiency(
     axes.axhline(1.0, color=LIGHT["ink"], linewidth=1.2, zorder=1)
     from matplotlib.ticker import FuncFormatter
 
+    values = [m.value for m in multipliers]
     tops = [m.interval[1] if m.interval and np.isfinite(m.interval[1]) else m.value for m in multipliers]
-    lows = [m.interval[0] if m.interval else m.value for m in multipliers]
-    if max(m.value for m in multipliers) > 5 * max(0.2, min(m.value for m in multipliers)):
-        limits = [max(0.1, min([1.0, *lows])), min(max([1.0, *tops]), 10 * max(m.value for m in multipliers))]
-        log_axis(axes, "y", limits, kind="factor", most=6)
+    lows = [m.interval[0] if m.interval and m.interval[0] > 0 else m.value for m in multipliers]
+    if max(1.0, *values) > 5 * min(1.0, *values):
+        low = max(min([1.0, *lows]), 0.1 * min(1.0, *values))
+        log_axis(axes, "y", [low, min(max([1.0, *tops]), 10 * max(1.0, *values))], kind="factor", most=6)
     else:
-        bottom, top = min([1.0, *lows]), min(max([1.0, *tops]), 3 * max(m.value for m in multipliers))
+        bottom, top = min([1.0, *lows]), min(max([1.0, *tops]), 3 * max(1.0, *values))
         room = 0.08 * (top - bottom or 1.0)
         axes.set_ylim(bottom - room, top + room)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: factor(value)))
@@ -125,7 +138,7 @@ def _multiplier(axes: "Axes", x: float, multiplier: Multiplier, look: Look) -> N
     axes.errorbar(
         [x],
         [multiplier.value],
-        yerr=reach(multiplier.value, multiplier.interval),
+        yerr=reach(multiplier.value, _drawable(multiplier)),
         linestyle="none",
         ecolor=look.color,
         elinewidth=1.3,
@@ -133,3 +146,11 @@ def _multiplier(axes: "Axes", x: float, multiplier: Multiplier, look: Look) -> N
         zorder=3,
         **marks,
     )
+
+
+def _drawable(multiplier: Multiplier) -> tuple[float, float] | None:
+    """The interval with ends that matplotlib draws: an end that is infinite or 0 runs out of the axes instead."""
+    if multiplier.interval is None:
+        return None
+    low, high = multiplier.interval
+    return max(low, 1e-6 * multiplier.value), high if np.isfinite(high) else 1e6 * multiplier.value
