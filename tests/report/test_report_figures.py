@@ -208,3 +208,43 @@ def test_spread_keeps_order_and_distance() -> None:
     assert spread([], gap=0.1, low=0, high=1) == []
     crowded = spread([0.5] * 20, gap=0.1, low=0.0, high=1.0)
     assert 0 <= min(crowded) <= max(crowded) <= 1
+
+
+def test_a_doubtful_law_is_dashed_and_says_so(runs: RunTable) -> None:
+    at = np.geomspace(1e12, 3e13, 20)
+    curves = [
+        Curve(architecture="dense", flops=at, loss=4 * at**-0.05),
+        Curve(architecture="moe-e8-g4", flops=at, loss=3.9 * at**-0.05, doubtful="not identified"),
+    ]
+    (axes,) = figures.frontier(runs, [], curves).axes
+    lines = {line.is_dashed(): line for line in axes.lines if len(line.get_xdata()) == 20}
+    assert list(lines[True].get_ydata()) == list(curves[1].loss)
+    assert "moe-e8-g4 (not identified)" in texts(axes)
+    assert "dense" in texts(axes)
+
+
+@pytest.mark.parametrize("interval", [(0.00131, np.inf), (0.0, 0.2), (0.002, 0.01)])
+def test_efficiency_shows_every_bar_and_the_dense_line(runs: RunTable, interval: tuple[float, float]) -> None:
+    point = Multiplier(architecture="moe-e8-g4", budget=1e12, value=0.00579, interval=interval)
+    (axes,) = figures.efficiency(view.architectures(runs), [point]).axes
+    low, high = axes.get_ylim()
+    assert low < 0.00579 < 1 < high
+    (bar,) = (collection for collection in axes.collections if hasattr(collection, "get_segments"))
+    (ends,) = bar.get_segments()
+    assert np.isfinite(ends).all()
+    assert ends[1][1] >= min(interval[1], high)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 4])
+def test_the_load_of_a_shallow_model_has_room(layers: int) -> None:
+    figure = figures.expert_load({"moe-e8-g4": [[0.25] * 4] * layers, "moe-e8-g8": [[0.125] * 8] * layers})
+    figure.draw_without_rendering()  # a warning of the layout would fail the test
+    panels = [axes for axes in figure.axes if axes.get_ylabel() == "layer"]
+    (bar,) = (axes for axes in figure.axes if axes not in panels)
+    top = figure.get_figheight() * figure.dpi
+    below = bar.get_window_extent().y1
+    for axes in panels:
+        box = axes.get_tightbbox()
+        assert box.y1 <= top + 1
+        assert box.y0 >= below
+        assert axes.get_window_extent().height > 0.1 * figure.dpi * layers

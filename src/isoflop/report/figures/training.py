@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _SPAN = 100.0  # ratio of the last tokens that are shown to the first
 _BINS = 70  # averages along that span
+_BAR_INCHES = 0.6  # height of the colour bar of the load with its labels
 
 
 def training_curves(
@@ -71,7 +72,8 @@ def expert_load(loads: Mapping[str, Sequence[Sequence[float]]], *, width: float 
     from matplotlib.colors import LogNorm
 
     layers = max(len(load) for load in loads.values())
-    figure, panels = grid(len(loads), width=width, panel_height=0.75 + 0.16 * layers, most=1)
+    figure, panels = grid(len(loads), width=width, panel_height=0.75 + 0.16 * max(layers, 2), most=1)
+    figure.set_figheight(figure.get_figheight() + _BAR_INCHES)
     norm = LogNorm(0.25, 4.0)
     mesh: Any = None
     for (name, load), axes in zip(loads.items(), panels, strict=True):
@@ -95,7 +97,8 @@ def expert_load(loads: Mapping[str, Sequence[Sequence[float]]], *, width: float 
         axes.set_ylabel("layer")
         title(axes, f"{plain(name)}: busiest {np.nanmax(relative):.2f}×, idlest {np.nanmin(relative):.2f}×")
     panels[-1].set_xlabel("expert")
-    bar = figure.colorbar(mesh, ax=panels, orientation="horizontal", fraction=0.05, aspect=40, pad=0.02)
+    share = max(0.05, _BAR_INCHES / 3 / figure.get_figheight())
+    bar = figure.colorbar(mesh, ax=panels, orientation="horizontal", fraction=share, aspect=40, pad=0.02)
     bar.set_ticks([0.25, 0.5, 1, 2, 4], labels=["≤ 0.25×", "0.5×", "even", "2×", "≥ 4×"])
     bar.ax.tick_params(which="both", labelsize=8.5, colors=LIGHT["muted"], length=2)
     bar.ax.minorticks_off()
