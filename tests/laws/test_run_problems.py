@@ -73,6 +73,14 @@ def test_small_studies_and_large_heads_are_sound() -> None:
     fit(table(params_total=64 * N, expansion_rate=np.full(12, 64.0), flops=6 * N * D))
 
 
+def test_a_loss_below_every_law_is_doubted() -> None:
+    found = fit(table(loss=np.log10(LOSS) / 4))
+    (doubt,) = (note for note in found.runs.notes if "published" in note)
+    assert doubt.startswith("row 1: loss is 0.16")
+    assert "(12 of 12 rows are below 0.3)" in doubt
+    assert not any("published" in note for note in fit(SOUND).runs.notes)
+
+
 def csv(tmp_path: Path, header: str, rows: list[tuple[Any, ...]]) -> Path:
     path = tmp_path / "runs.csv"
     path.write_text("\n".join([header, *(",".join(map(str, row)) for row in rows)]) + "\n")

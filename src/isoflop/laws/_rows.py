@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from isoflop.errors import InputError
-from isoflop.laws._units import check_units
+from isoflop.laws._units import check_units, doubts
 from isoflop.laws.forms import Form, domain, in_domain
 from isoflop.laws.reading import derive, derive_experts
 from isoflop.laws.table import RunTable
@@ -54,7 +54,7 @@ def fit_rows(runs: Runs, form: Form) -> tuple[RunTable, int]:
                     f"law {form.name} holds for one {column}, but {done.source} has {_listed(values)}; keep one, as "
                     f'with --where "{column}={values[-1]:g}".'
                 )
-    return done, len(table) - len(done)
+    return done.with_columns({}, doubts(done, target=form.target)), len(table) - len(done)
 
 
 def check_values(table: RunTable, column: str) -> None:

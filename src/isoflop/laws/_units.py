@@ -6,6 +6,7 @@ from isoflop.errors import InputError
 from isoflop.laws.table import RunTable
 
 _HIGHEST = 20.0  # nats per token; a uniform guess among 500 million tokens
+_LOWEST = 0.3  # nats per token; the smallest irreducible loss that was published is 0.47
 _APART = 100.0  # flops and 6ND differ by less, whatever is counted beside the matrices
 _SHORT = 1e4  # no run has so few tokens that its parameters are this many times more
 _LARGE = 1e6  # parameters and tokens of a model that anybody fits a law to exceed this, or both are below
@@ -39,6 +40,21 @@ def check_units(table: RunTable, *, target: str) -> None:
         raise _scaled(table, size, small, "tokens", tokens[small] / _USUAL / params[small])
     if "flops" in table:
         _check_flops(table, size, params, tokens)
+
+
+def doubts(table: RunTable, *, target: str) -> list[str]:
+    """What may be another unit and may be right: losses lower than any published law allows."""
+    if target != "loss":
+        return []
+    losses = table.numeric("loss")
+    low = losses < _LOWEST
+    if not low.any():
+        return []
+    row = int(np.argmax(low))
+    return [
+        f"{table.labels[row]}: {table.in_file('loss')} is {losses[row]:g} ({int(low.sum())} of {len(table)} rows are "
+        f"below {_LOWEST:g}), less than any published law's irreducible loss in nats per token: a logarithm, or an accuracy?"
+    ]
 
 
 def _check_loss(table: RunTable) -> None:
