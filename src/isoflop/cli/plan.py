@@ -1,21 +1,18 @@
 """`isoflop plan`: from a budget and a law to the architecture to train."""
 
 import json as json_module
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from isoflop.cli._common import JsonFlag, print_json, print_table, si
+from isoflop.cli._common import JsonFlag, print_json
 from isoflop.errors import InputError
 
 if TYPE_CHECKING:
     from isoflop.laws import Fit, Law
-    from isoflop.planner import Plan, PlanRow, Template
-
-_SHOWN = 24
-"""Most rows of the table for people."""
+    from isoflop.planner import Machine, SpeedTable, Template
 
 
 def plan(
@@ -25,7 +22,39 @@ def plan(
             help="Published law, or a JSON file with a fit or several (fit.json, fits.json); may be repeated."
         ),
     ],
-    flops: Annotated[str, typer.Option(metavar="NUMBER", help="Training budget, such as 1.93e20.")],
+    flops: Annotated[
+        str | None, typer.Option(metavar="NUMBER", help="Training budget, such as 1.93e20; or give hours of hardware.")
+    ] = None,
+    gpu_hours: Annotated[
+        str | None, typer.Option(metavar="NUMBER", help="Budget as hours of one device, summed over devices.")
+    ] = None,
+    hours: Annotated[
+        str | None, typer.Option(metavar="NUMBER", help="Budget as hours of all devices together.")
+    ] = None,
+    hardware: Annotated[
+        str | None,
+        typer.Option(help="Device: a100-40-sxm, a100-80-sxm, h100-sxm, h200-sxm, b200-sxm, cpu, or a .yaml file."),
+    ] = None,
+    devices: Annotated[
+        int | None, typer.Option(help="Devices that share the training; with hardware, its memory is then a limit.")
+    ] = None,
+    utilisation: Annotated[
+        float | None, typer.Option(help="Share of the device's peak that training reaches; default: 0.35, assumed.")
+    ] = None,
+    measured_flops: Annotated[
+        str | None,
+        typer.Option(metavar="NUMBER", help="FLOP/s that a device was seen to train with, in place of the share."),
+    ] = None,
+    price: Annotated[float | None, typer.Option(help="Of a device-hour, in any currency.")] = None,
+    carbon_intensity: Annotated[float | None, typer.Option(help="Of electricity, g CO2e/kWh.")] = None,
+    pue: Annotated[float | None, typer.Option(help="Energy of the site / of the devices; default: 1.58.")] = None,
+    speed: Annotated[
+        str | None,
+        typer.Option(
+            help="Speed of experts by width: cpu, a .json file of benchmarks/expert_speed.py, or none. "
+            "Default: cpu on cpu, else none."
+        ),
+    ] = None,
     convention: Annotated[
         str | None, typer.Option(help="How FLOPs are counted: krajewski, 6ND, exact, …; default: the law's.")
     ] = None,
@@ -42,12 +71,38 @@ def plan(
     tokens_available: Annotated[
         str | None, typer.Option(metavar="NUMBER", help="Distinct training tokens; one epoch at most.")
     ] = None,
+    repeat: Annotated[bool, typer.Option("--repeat", help="Tokens may repeat, and are then worth less.")] = False,
+    max_epochs: Annotated[float | None, typer.Option(help="With --repeat: most times that a token is seen.")] = None,
     max_params_total: Annotated[
         str | None, typer.Option(metavar="NUMBER", help="Most parameters (non-embedding).")
     ] = None,
     max_params_active: Annotated[
         str | None, typer.Option(metavar="NUMBER", help="Most parameters that a token uses (non-embedding).")
     ] = None,
+    memory_per_device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBER",
+            help="Bytes that training may take of a device, such as 80G, or none; sharded over devices.",
+        ),
+    ] = None,
+    micro_batch: Annotated[int, typer.Option(help="Sequences in one forward of a device; for memory alone.")] = 1,
+    activation_checkpointing: Annotated[
+        bool, typer.Option("--activation-checkpointing", help="Blocks are recomputed; for memory alone.")
+    ] = False,
+    expert_parallel: Annotated[
+        int | None, typer.Option(help="Devices that experts are spread over; must divide their number.")
+    ] = None,
+    inference_tokens: Annotated[
+        str | None, typer.Option(metavar="NUMBER", help="Tokens to be served, whose FLOPs the budget pays too.")
+    ] = None,
+    max_decode_ms: Annotated[
+        float | None, typer.Option(help="Longest time of a generated token, ms, by the device's memory bandwidth.")
+    ] = None,
+    multiple: Annotated[
+        int | None, typer.Option(help="Widths of models and experts are multiples of this; default: 64 on a GPU.")
+    ] = None,
+    head_dim: Annotated[int | None, typer.Option(help="Size of a head, such as 64 or 128.")] = None,
     within: Annotated[float, typer.Option(help="Nats above the best that count as near-optimal.")] = 0.002,
     spec_out: Annotated[
         Path | None, typer.Option(help="Write the best model's spec to this .yaml or .json file.")
@@ -56,13 +111,22 @@ def plan(
 ) -> None:
     """Rank the architectures that a training budget could buy by their predicted loss."""
     from isoflop import planner
+    from isoflop.cli._plan import print_answer, print_plan, training
     from isoflop.cli.train import parse_number
     from isoflop.planner import Template
     from isoflop.spec import load_spec, save_spec
 
-    def limit(name: str, text: str | None) -> float | None:
+    def number(name: str, text: str | None) -> float | None:
         return None if text is None else parse_number(name, text)
 
+    machine = _machine(
+        hardware, devices, utilisation, number("measured_flops", measured_flops), price, carbon_intensity, pue
+    )
+    memory: float | None = None
+    if memory_per_device not in (None, "none"):
+        memory = number("memory_per_device", memory_per_device)
+    elif memory_per_device is None and devices is not None and machine is not None and machine.hardware is not None:
+        memory = machine.hardware.memory_bytes
     laws: dict[str, Law | Fit] = {}
     templates = [Template.like(load_spec(path), path.stem) for path in template or []]
     spacing = planner.SPACING
@@ -70,11 +134,27 @@ def plan(
         file = _law_file(each)
         found = _read_laws(each, file)
         laws |= found
-        if not template and vocab_size is None and (file.parent / "study.yaml").exists():
+        if not template and vocab_size is None and file.name == "fits.json" and (file.parent / "study.yaml").exists():
             known, spacing = _study_templates(file.parent, found)
             templates += known
+    only = next(iter(laws.values()))
+    if len(laws) == 1 and only.form.target != "loss":
+        if flops is None:
+            raise InputError("flops is not given; what this law predicts depends on training FLOPs.")
+        answer = planner.answer(
+            only, flops=parse_number("flops", flops), expansion_rates=expansion_rate, granularities=granularity
+        )
+        if json:
+            print_json(answer.to_dict())
+        else:
+            print_answer(answer)
+        return
     result = planner.plan(
-        flops=parse_number("flops", flops),
+        flops=number("flops", flops),
+        device_hours=number("gpu_hours", gpu_hours),
+        hours=number("hours", hours),
+        machine=machine,
+        speed=_speed(speed, hardware),
         law=laws,
         convention=convention,
         templates=templates,
@@ -83,20 +163,75 @@ def plan(
         vocab_size=vocab_size,
         context=context,
         spacing=spacing,
-        tokens_available=limit("tokens_available", tokens_available),
-        max_params_total=limit("max_params_total", max_params_total),
-        max_params_active=limit("max_params_active", max_params_active),
+        multiple=multiple,
+        head_dim=head_dim,
+        tokens_available=number("tokens_available", tokens_available),
+        repeat=repeat,
+        max_epochs=max_epochs,
+        max_params_total=number("max_params_total", max_params_total),
+        max_params_active=number("max_params_active", max_params_active),
+        memory_per_device=memory,
+        micro_batch=micro_batch,
+        activation_checkpointing=activation_checkpointing,
+        expert_parallel=expert_parallel,
+        inference_tokens=number("inference_tokens", inference_tokens),
+        max_decode_ms=max_decode_ms,
     )
-    near = result.near_optimal(within)
+    result.near_optimal(within)
     if spec_out is not None:
         try:
-            save_spec(result.best.spec, spec_out)
+            save_spec(result.to_train.spec, spec_out)
         except OSError as error:
             raise InputError(f"spec_out is {spec_out}, which cannot be written: {error.strerror}.") from None
+    how = training(result, spec_out)
     if json:
-        print_json(result.to_dict(within))
+        print_json({**result.to_dict(within), "training": how})
         return
-    _print_plan(result, near, within, spec_out, ", ".join(law))
+    print_plan(result, within, how, ", ".join(law))
+
+
+def _machine(
+    hardware: str | None,
+    devices: int | None,
+    utilisation: float | None,
+    measured_flops: float | None,
+    price: float | None,
+    carbon_intensity: float | None,
+    pue: float | None,
+) -> "Machine | None":
+    """What it runs on, if anything says so.
+
+    Raises:
+        InputError: if what needs hardware is given without.
+    """
+    from isoflop.planner import Machine
+    from isoflop.planner import hardware as known
+
+    if hardware is None:
+        named = (("utilisation", utilisation), ("price", price), ("carbon_intensity", carbon_intensity), ("pue", pue))
+        for name, value in named:
+            if value is not None and (measured_flops is None or name in ("utilisation", "carbon_intensity", "pue")):
+                raise InputError(f"{name} is {value:g}, but hardware is not given; say which, such as h100-sxm.")
+        if devices is None and measured_flops is None:
+            return None
+    return Machine(
+        hardware=None if hardware is None else known(hardware),
+        devices=1 if devices is None else devices,
+        utilisation=utilisation,
+        measured_flops=measured_flops,
+        price=price,
+        carbon_intensity=None if carbon_intensity is None else carbon_intensity / 1000,
+        pue=pue,
+    )
+
+
+def _speed(name: str | None, hardware: str | None) -> "SpeedTable | None":
+    """The table of experts' speeds: that of the option, else the one that ships for this hardware."""
+    from isoflop.planner import load_speed
+
+    if name is None:
+        name = "cpu" if hardware == "cpu" else "none"
+    return None if name == "none" else load_speed(name)
 
 
 def _law_file(name: str) -> Path:
@@ -173,46 +308,3 @@ def _study_templates(directory: Path, known: Container[str]) -> "tuple[list[Temp
     vocab_size = int(read_runs(directory / "runs.csv").numeric("vocab_size")[0])
     causal = [a for a in study.expanded if a.experts is None or a.experts.router.is_causal]
     return [study.model_template(a, vocab_size) for a in causal if a.name in known], study.size_spacing
-
-
-def _print_plan(result: "Plan", near: "Sequence[PlanRow]", within: float, spec_out: Path | None, names: str) -> None:
-    from isoflop.laws import exponent
-
-    best = result.best
-    leaders = {row.architecture: row for row in reversed(result.table)}.values()
-    shown = [row for row in result.table if row in near or row in leaders][:_SHOWN]
-    intervals = any(row.loss_interval for row in shown)
-    rows = []
-    for row in shown:
-        shape = f"{row.n_layers:g}×{row.d_model:g}" if row.model else f"{row.n_layers:.1f}×{row.d_model:.0f}"
-        cells = [
-            ("* " if row in near else "  ") + row.architecture,
-            str(row.granularity),
-            f"{row.expansion_rate:g}",
-            shape,
-            si(row.params_active),
-            si(row.params_total),
-            si(row.tokens),
-            f"{row.loss:.4f}",
-        ]
-        if intervals:
-            cells.append("–" if row.loss_interval is None else "{:.3f}–{:.3f}".format(*row.loss_interval))
-        rows.append(cells)
-    for sentence in result.warnings:
-        typer.echo(f"warning: {sentence}")
-    columns = ["architecture", "G", "E", "shape", "active", "total", "tokens", "loss", *(["90%"] if intervals else [])]
-    print_table(f"{names} · {exponent(result.flops)} FLOPs · convention {result.convention}", columns, rows)
-    lines = [
-        f"* within {within:g} nats of the best: {len(near)} of {len(result.table)} rows; shape is layers × d_model, "
-        "parameters are non-embedding."
-    ]
-    for name, (low, high) in result.sizes_within(within).items():
-        if high > low:
-            lines.append(f"  {name}: from {si(low)} to {si(high)} active parameters.")
-    for name, cost in result.constraint_costs.items():
-        lines.append(f"{name} costs {cost:.4f} nats.")
-    lines += [f"note: {sentence}" for sentence in result.notes]
-    spec = spec_out or "spec.yaml"
-    hint = "" if spec_out else "   (with --spec-out spec.yaml)"
-    lines.append(f"train: isoflop train --spec {spec} --data DATA --out RUN --tokens {best.tokens:.0f}{hint}")
-    typer.echo("\n".join(lines))

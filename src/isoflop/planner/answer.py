@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 
 from isoflop.errors import InputError
-from isoflop.laws import Law, exponent, published
+from isoflop.laws import Law, published
 from isoflop.planner.candidates import GRANULARITIES
 from isoflop.planner.losses import LossLaw, constants, knows_uncertainty
 
@@ -142,8 +142,3 @@ def _notes(law: Law) -> list[str]:
     if law.symbols:
         found.append(f"{law.name}: {law.symbols}.")
     return found
-
-
-def describe(found: Answer) -> str:
-    """Title of the answer's table."""
-    return f"{found.law} · {exponent(found.flops)} FLOPs · {found.meaning} ({found.convention})"

@@ -42,6 +42,9 @@ _CURVE = 32.0
 _KEPT = 1.05
 """A family's rows whose loss exceeds its best by more than this factor are left out of the table."""
 
+_NEAR: Final = 8
+"""Integer models nearest to a continuous shape among which the best are sought."""
+
 _COARSE: Final = 2.0
 """Spacing of the models between which the memory of continuous shapes is interpolated."""
 
@@ -107,12 +110,12 @@ class ContinuousFamily:
         return rows, Curve(architecture=self.name, params_active=sizes, loss=loss(sizes))
 
     def models(self, row: PlanRow, problem: Problem, n: int) -> list[PlanRow]:
-        """The `n` integer models nearest to a row, counted exactly, at its budget; those that the limits allow."""
-        specs = nearest(self.template, row.params_active, n, with_embedding=row.with_embedding)
+        """Of the integer models near a row, counted exactly at its budget, the `n` best that the limits allow."""
+        specs = nearest(self.template, row.params_active, _NEAR, with_embedding=row.with_embedding)
         family = LadderFamily(
             name=self.name, law=self.law, convention=self.convention, template=self.template, spacing=_COARSE
         )
-        return family.rows(specs, problem)
+        return sorted(family.rows(specs, problem), key=lambda each: each.loss)[:n]
 
     def costs(self, sizes: np.ndarray) -> Columns:
         """Columns that do not depend on the budget, and what a token costs, at these active parameters."""

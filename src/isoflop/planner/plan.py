@@ -33,7 +33,7 @@ _GPU_MULTIPLE: Final = 64
 """Widths of models for a GPU are multiples of this unless told otherwise, where no template says what they are like."""
 
 _BUILDABLE: Final = (3, 2)
-"""Continuous rows, best first, whose nearest integer models are given, and how many of each."""
+"""Continuous rows, best first, for which integer models are given, and how many of each."""
 
 
 def plan(
@@ -100,9 +100,7 @@ def plan(
     constraints = Constraints(**limits)
     _check_machine(constraints, machine)
     timed = speed is not None and (hours is not None or device_hours is not None)
-    problem = Problem(
-        flops=flops, constraints=constraints, machine=machine, speed=speed if timed else None, level=level
-    )
+    problem = Problem(flops=flops, constraints=constraints, machine=machine, speed=speed, timed=timed, level=level)
     laws = named_laws(law)
     convention = agreed_convention(laws, convention)
     notes = [] if machine is None else machine.notes()
@@ -135,18 +133,19 @@ def plan(
         raise _nothing_left(families, problem)
     other = None
     if speed is not None:
-        compared, _ = _solve(families, replace(problem, speed=None if timed else speed))
+        compared, _ = _solve(families, replace(problem, timed=not timed))
         other = compared[0] if compared else None
         notes.append(speed.note)
+    models = _models(families, rows, problem)
     return Plan(
         flops=flops,
         convention=convention,
         table=tuple(rows),
         curves=tuple(curves),
         constraint_costs=_costs(families, problem, rows[0].loss),
-        warnings=(*_warnings(families, rows, problem), *left_out),
+        warnings=(*_warnings(families, rows, models, problem), *left_out),
         notes=(*notes, *_notes(constraints, problem)),
-        models=_models(families, rows, problem),
+        models=models,
         machine=machine,
         timed=timed,
         other_best=other,
@@ -307,7 +306,9 @@ def _doubts(families: Sequence[Family], rows: Sequence[PlanRow]) -> list[str]:
     ]
 
 
-def _warnings(families: Sequence[Family], rows: Sequence[PlanRow], problem: Problem) -> list[str]:
+def _warnings(
+    families: Sequence[Family], rows: Sequence[PlanRow], models: Sequence[PlanRow], problem: Problem
+) -> list[str]:
     """What the predictions cannot promise: doubtful fits of all rows first, then the best row's own limits."""
     best, flops = rows[0], problem.flops
     family = next(family for family in families if family.name == best.architecture)
@@ -324,12 +325,14 @@ def _warnings(families: Sequence[Family], rows: Sequence[PlanRow], problem: Prob
     asked = replace(law, warnings=[])
     asked.predict({name: [value] for name, value in best.to_dict().items() if isinstance(value, (int, float))})
     sentences += asked.warnings
-    spent = best.lifetime_flops * best.slowdown
+    spent = best.lifetime_flops * (best.slowdown if problem.timed else 1)
     if spent < 0.98 * flops:
         seen = "" if problem.constraints.repeat else ", seen once,"
         sentences.append(
             f"Only {exponent(spent)} of {exponent(flops)} FLOPs are spent: the available tokens{seen} last no longer."
         )
+    if best.model is None and not any(row.architecture == best.architecture for row in models):
+        sentences.append(f"No integer model near {best.architecture} fits the limits: its spec is the nearest of all.")
     solved = {row.architecture for row in rows}
     missing = [family.name for family in families if family.name not in solved]
     if missing:

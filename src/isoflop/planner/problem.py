@@ -24,7 +24,9 @@ class Problem:
     machine: Machine | None = None
     """What it runs on, where that is known."""
     speed: SpeedTable | None = None
-    """How fast experts are; then the budget is time, in FLOPs of a model without experts."""
+    """How fast experts are, where that was measured."""
+    timed: bool = False
+    """Whether the budget is time, in FLOPs of a model without experts, so that a slow model has fewer FLOPs."""
     level: float = 0.9
     """Of the prediction intervals."""
 
@@ -67,7 +69,8 @@ class Problem:
         serving = columns.pop("inference_flops_per_token") * (limits.inference_tokens or 0.0)
         share, d_expert = columns.pop("expert_share"), columns.pop("d_expert")
         slowdown = np.ones_like(training) if self.speed is None else self.speed.slowdown(d_expert, share)
-        tokens = np.minimum((self.flops / slowdown - serving) / training, limits.most_tokens)
+        budget = self.flops / slowdown if self.timed else self.flops
+        tokens = np.minimum((budget - serving) / training, limits.most_tokens)
         tokens = np.maximum(np.floor(tokens) if whole else tokens, 0.0)
         unique = np.minimum(tokens, np.inf if limits.tokens_available is None else limits.tokens_available)
         return {

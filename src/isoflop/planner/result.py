@@ -125,7 +125,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     """Sentences about what was assumed."""
     models: tuple[PlanRow, ...] = ()
-    """For continuous shapes: the integer models nearest to the best rows, counted exactly, best first."""
+    """For continuous shapes: integer models near the best rows, counted exactly and within the limits, best first."""
     machine: Machine | None = None
     """What it runs on."""
     timed: bool = False
@@ -140,6 +140,11 @@ class Plan:
     def best(self) -> PlanRow:
         """The candidate with the lowest predicted loss."""
         return self.table[0]
+
+    @property
+    def to_train(self) -> PlanRow:
+        """The best model that can be built: `best`, or for a continuous shape the best of `models` of its kind."""
+        return next((row for row in self.models if row.architecture == self.best.architecture), self.best)
 
     @property
     def best_for_flops(self) -> PlanRow | None:
@@ -169,11 +174,12 @@ class Plan:
     def to_dict(self, within: float = 0.002) -> dict[str, Any]:
         """Plain dictionary for JSON: best (with its spec), table, near_optimal, constraint_costs, warnings, notes, …
 
-        `models` are rows with their spec and `loss_difference`, their loss less that of the best row.
+        The spec is that of `to_train`; `models` are rows with their spec and `loss_difference`, their loss less that of
+        the best row.
         """
         flops_best, time_best = self.best_for_flops, self.best_for_time
         return {
-            "best": {**self.best.to_dict(), "spec": spec_to_dict(self.best.spec)},
+            "best": {**self.best.to_dict(), "spec": spec_to_dict(self.to_train.spec)},
             "table": [row.to_dict() for row in self.table],
             "near_optimal": {
                 "within": within,
