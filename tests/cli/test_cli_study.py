@@ -24,11 +24,14 @@ def test_dry_run_run_and_status(study: Path) -> None:
     planned = json.loads(result.stdout)
     assert len(planned["runs"]) == 9
     assert {run["budget"] for run in planned["runs"]} == set(BUDGETS)
-    assert planned["remaining_seconds"] > 0
+    assert planned["to_come"]["runs"] == 1
+    assert planned["to_come"]["flops"] == 1.2e9
+    assert planned["remaining_seconds"] > planned["to_come"]["seconds"] > 0
 
     result = runner.invoke(study_app, ["status", out])
     assert result.exit_code == 0
-    assert "9 runs: 9 waiting" in result.stdout
+    assert "10 runs (1 of them extra seeds or verification" in result.stdout
+    assert ": 9 waiting" in result.stdout
 
     result = runner.invoke(study_app, ["run", str(study), "--out", out])
     assert result.exit_code == 0, result.output

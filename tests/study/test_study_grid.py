@@ -147,3 +147,36 @@ def test_extra_seeds_repeat_the_optimum_or_every_size() -> None:
 def test_a_budget_below_one_step_is_named() -> None:
     with pytest.raises(InputError, match=r"budgets: 1e\+06 with dense of d_model"):
         grid(budgets=[1e6]).expand({})
+
+
+def test_extra_seeds_are_counted_before_their_optimum_is_known() -> None:
+    seeded = grid(extra_seeds={"seeds": [1, 2], "budgets": [1e12]}, widen=False)
+    runs = seeded.expand({})
+    to_come = seeded.extra_seeds_to_come({})
+    assert len(to_come) == 3 * 2
+    assert {run.budget for run in to_come} == {1e12}
+    for run in to_come:
+        assert run.size == of(runs, run.architecture, 1e12)[1].size
+    ended = rows(runs, lambda run: float(run.spec.d_model))
+    assert seeded.extra_seeds_to_come(ended) == []
+    assert len(seeded.expand(ended)) == len(runs) + len(to_come)
+    assert grid().extra_seeds_to_come({}) == []
+    assert grid(extra_seeds={"seeds": [1], "sizes": "all"}).extra_seeds_to_come({}) == []  # in the list from the start
+
+
+def test_budgets_below_the_foot_of_the_ladder_are_warned_of() -> None:
+    assert grid().warnings() == []
+    (said,) = grid(budgets=[1e9, 1e13]).warnings()
+    assert said.startswith("budget 1e9: the smallest model has ")
+    assert "tokens per parameter, not 20; the optimum will not be inside the sizes; use budgets from " in said
+    enough = float(said.rsplit(" ", 1)[1].rstrip("."))
+    assert grid(budgets=[enough]).warnings() == []
+    middle = of(grid(budgets=[enough]).expand({}), "dense", enough)[1]
+    assert middle.resolved.tokens / dense_params(middle.spec) == pytest.approx(20, rel=0.15)
+    assert grid(budgets=[1e9], params_active={1e9: [2e4]}).warnings() == []
+
+
+def test_a_verification_that_extrapolates_nothing_is_warned_of() -> None:
+    (said,) = grid(verification={"flops": 1e13}).warnings()
+    assert said.startswith("verification.flops is 1e+13, not above the largest budget (1e+13)")
+    assert grid(verification={"flops": 2e13}).warnings() == []

@@ -72,7 +72,7 @@ def status(
         return
     counts = ", ".join(f"{number} {state}" for state, number in sorted(found["counts"].items()))
     left = found["remaining_seconds"]
-    typer.echo(f"{found['path']}: {found['runs']} runs: {counts}")
+    typer.echo(f"{found['path']}: {found['runs']} runs{_later(found['to_come'])}: {counts}")
     typer.echo(
         f"{found['flops_done']:.3g} of {found['flops']:.3g} FLOPs done"
         + (f", about {duration(left)} left on {found['workers']} workers" if left else "")
@@ -91,6 +91,7 @@ def status(
 def _document(outcome: "Outcome", dry_run: bool) -> dict[str, Any]:
     document: dict[str, Any] = {"path": str(outcome.path), "workers": outcome.workers}
     document["remaining_seconds"] = outcome.remaining_seconds
+    document |= {"to_come": outcome.to_come, "warnings": outcome.warnings}
     if dry_run:
         document["runs"] = [
             {
@@ -116,6 +117,11 @@ def _document(outcome: "Outcome", dry_run: bool) -> dict[str, Any]:
         "report": None if outcome.report is None else str(outcome.report),
         "notes": outcome.notes,
     }
+
+
+def _later(number: int) -> str:
+    """How many runs are not in the list yet."""
+    return f" ({number} of them extra seeds or verification, once it is known of which models)" if number else ""
 
 
 def _print_forecast(outcome: "Outcome") -> None:
@@ -144,9 +150,10 @@ def _print_forecast(outcome: "Outcome") -> None:
         ["architecture", "FLOPs", "d×L", "seed", "active", "total", "tokens", "epochs", "steps", "hours"],
         rows,
     )
-    flops = sum(run.resolved.flops for run in outcome.runs if run.run_id not in ended)
+    flops = sum(run.resolved.flops for run in outcome.runs if run.run_id not in ended) + outcome.to_come["flops"]
+    number, later = len(outcome.runs) - len(ended) + outcome.to_come["runs"], outcome.to_come["runs"]
     typer.echo(
-        f"{len(outcome.runs) - len(ended)} runs to do, {flops:.3g} FLOPs, about "
+        f"about {number} runs to do{_later(later)}, {flops:.3g} FLOPs, about "
         f"{duration(outcome.remaining_seconds)} with {outcome.workers} workers"
     )
 

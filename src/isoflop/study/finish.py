@@ -44,6 +44,8 @@ def finish(session: Session, *, train_tokens: int) -> Finished:
         result.notes += result.fits["notes"]
     except InputError as error:
         result.notes.append(str(error))
+        session.verification_possible = False
+        session.keep()
     if result.verification is not None:
         session.verification = verification.planned_runs(session.study, session.grid, result.verification)
         result.notes += [*result.verification["notes"], *result.verification["plan"]["warnings"]]

@@ -8,8 +8,9 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from typing import Any, Literal
 
 from isoflop.errors import InputError
+from isoflop.laws import exponent
 from isoflop.planner import Template, expected_optimum, neighbour, sizes_around
-from isoflop.spec import DecoderSpec
+from isoflop.spec import DecoderSpec, count
 from isoflop.study.spec import Architecture, StudySpec
 from isoflop.train import Resolved, TrainConfig, resolve
 from isoflop.train.config import OPERATIONAL
@@ -83,6 +84,48 @@ class Grid:
                 runs += [run for size in group for run in size]
                 runs += self._extra_seeds(architecture, budget, group, settled, rows)
         return runs
+
+    def extra_seeds_to_come(self, rows: Mapping[str, Row]) -> list[PlannedRun]:
+        """The repeats at optima that are not known yet, as if each optimum stood in the middle of its sizes."""
+        extra = self.study.extra_seeds
+        if extra is None or extra.sizes != "optimum":
+            return []
+        runs: list[PlannedRun] = []
+        for architecture in self.study.expanded:
+            for budget in architecture.budgets:
+                group = [
+                    self._group(architecture, budget, spec, "grid") for spec in self._grid_sizes(architecture, budget)
+                ]
+                middle = group[(len(group) - 1) // 2]
+                if not self._widen(architecture, budget, group, rows):
+                    lowest = {run.run_id: {"status": "done", "loss": 0.0} for run in middle}
+                    runs += self._extra_seeds(architecture, budget, [middle], True, lowest)
+        return runs
+
+    def warnings(self) -> list[str]:
+        """What about the study's numbers cannot turn out as meant, in sentences."""
+        study, found = self.study, []
+        for budget in study.budgets:
+            own = next((a for a in study.expanded if budget in a.budgets), None)
+            if own is None or study.params_active.get(budget):
+                continue
+            sizes = [replace(spec, experts=None) for spec in self._grid_sizes(own, budget)]
+            smallest, centre = count(sizes[0]), count(sizes[(len(sizes) - 1) // 2])
+            ratio = budget / smallest.training_flops_per_token / smallest.params_active
+            wanted = study.expected_tokens_per_parameter
+            if ratio < wanted:
+                enough = centre.training_flops_per_token * wanted * centre.params_active
+                found.append(
+                    f"budget {exponent(budget)}: the smallest model has {ratio:.2g} tokens per parameter, not {wanted:g}; "
+                    f"the optimum will not be inside the sizes; use budgets from {_rounded_up(enough)}."
+                )
+        largest = max(study.budgets)
+        if study.verification is not None and study.verification.flops <= largest:
+            found.append(
+                f"verification.flops is {study.verification.flops:g}, not above the largest budget ({largest:g}): its "
+                "run tests no extrapolation; give more."
+            )
+        return found
 
     def run(self, architecture: Architecture, budget: float, spec: DecoderSpec, seed: int, stage: Stage) -> PlannedRun:
         """One run, with the rules filled in.
@@ -219,6 +262,12 @@ def _run_id(architecture: str, budget: float, spec: DecoderSpec, config: TrainCo
 def short(flops: float) -> str:
     """A budget as it stands in names: 3e12, 5.5e12."""
     return f"{flops:g}".replace("e+", "e")
+
+
+def _rounded_up(flops: float) -> str:
+    """A budget to two digits that is no smaller."""
+    unit = 10.0 ** (math.floor(math.log10(flops)) - 1)
+    return exponent(math.ceil(flops / unit) * unit)
 
 
 def _essential(value: Any) -> Any:

@@ -32,11 +32,15 @@ class Outcome:
     seconds: dict[str, float | None]
     """Predicted duration of each run, by run_id."""
     remaining_seconds: float | None
-    """Predicted time until all runs that are known have ended."""
+    """Predicted time until all runs have ended, those to come included."""
     workers: int
     """Worker processes."""
     train_tokens: int
     """Tokens of the training split: a run on more repeats data."""
+    to_come: dict[str, Any] = field(default_factory=dict)
+    """Number, flops and seconds of runs that are certain but not known yet: extra seeds, verification."""
+    warnings: list[str] = field(default_factory=list)
+    """What about the study's numbers cannot turn out as meant."""
     complete: bool = False
     """Whether every run has ended, the verification included."""
     fits: dict[str, Any] | None = None
@@ -103,6 +107,9 @@ def run_study(
             store.import_table(committed, keep=not changes_nothing)
         data = open_corpus(study.data, store, beside=path.parent, say=shown.say)
         grid = Grid(study, vocab_size=data.vocab_size, fingerprint=fingerprint(data))
+        warnings = grid.warnings()
+        for sentence in warnings:
+            shown.say(f"warning: {sentence}")
         session = Session(study, store, grid, data=data.path, pool=pool, progress=shown, deadline=deadline)
         stored = store.read_json("verification.json")
         if stored is not None:
@@ -113,7 +120,7 @@ def run_study(
         wanted = [run for run in runs if not only_budgets or run.budget in only_budgets]
         session.time_models(wanted)
         if any(store.row(run.run_id) is None for run in wanted):
-            shown.say(_forecast(session, wanted, workers))
+            shown.say(_forecast(session, wanted, session.to_come(only_budgets), workers))
         if dry_run and not changes_nothing:
             session.keep()
         ended = not dry_run and session.execute(session.planned, only=only_budgets)
@@ -122,12 +129,16 @@ def run_study(
             result = finish(session, train_tokens=len(data.tokens("train")))
         runs = session.everything()
         rows = store.rows(runs)
+        to_come = session.to_come()
+        remaining = session.remaining_seconds(runs)
         return Outcome(
             path=store.path,
             runs=runs,
             rows=list(rows.values()),
             seconds={run.run_id: session.timing.seconds(run) for run in runs},
-            remaining_seconds=session.remaining_seconds(runs),
+            remaining_seconds=None if remaining is None else remaining + (to_come["seconds"] or 0.0),
+            to_come=to_come,
+            warnings=warnings,
             workers=workers,
             train_tokens=len(data.tokens("train")),
             complete=result.ended,
@@ -154,11 +165,13 @@ def _taken_over(table: Path, store: StudyStore, runs: Sequence[PlannedRun]) -> s
     )
 
 
-def _forecast(session: Session, runs: Sequence[PlannedRun], workers: int) -> str:
+def _forecast(session: Session, runs: Sequence[PlannedRun], to_come: dict[str, Any], workers: int) -> str:
     left = [run for run in runs if session.store.row(run.run_id) is None]
-    flops = sum(run.resolved.flops for run in left)
-    took = duration(session.remaining_seconds(runs))
-    return f"{len(left)} of {len(runs)} runs to do: {flops:.3g} FLOPs, about {took} with {workers} workers"
+    flops = sum(run.resolved.flops for run in left) + to_come["flops"]
+    seconds = session.remaining_seconds(runs)
+    took = duration(None if seconds is None else seconds + (to_come["seconds"] or 0.0))
+    number, total = len(left) + to_come["runs"], len(runs) + to_come["runs"]
+    return f"about {number} of {total} runs to do: {flops:.3g} FLOPs, about {took} with {workers} workers"
 
 
 def _gpus(study: StudySpec) -> int:

@@ -52,6 +52,8 @@ class Session:
         self.timing = Timing(store, workers=pool.workers, threads=pool.threads)
         self.verification: list[PlannedRun] = []
         """The verification's runs, once they are planned."""
+        self.verification_possible = True
+        """False once it is known that the runs give no law to plan with."""
         self._killed: Counter[str] = Counter()
         self._begun: dict[str, float] = {}
         self._told: set[str] = set()
@@ -149,7 +151,30 @@ class Session:
                 for run in runs
             ],
             workers=self.pool.workers,
+            to_come=self.to_come(),
         )
+
+    def to_come(self, only: Collection[float] = ()) -> dict[str, Any]:
+        """Runs that are certain but whose models are not known yet: number, FLOPs, predicted seconds.
+
+        Extra seeds count as repeats of the expected optimum; a verification run takes as long as its FLOPs with the
+        largest model that has been timed. Sizes that may be added at the edge are not counted.
+
+        Args:
+            only: count extra seeds of these budgets alone, and no verification; empty: all.
+        """
+        rows = self.store.rows(self.planned())
+        extra = [run for run in self.grid.extra_seeds_to_come(rows) if not only or run.budget in only]
+        flops = sum(run.resolved.flops for run in extra)
+        seconds = self.timing.remaining(extra, {})
+        number, wanted = len(extra), self.study.verification
+        if wanted is not None and self.verification_possible and not self.verification and not only:
+            checks = len(wanted.seeds) * (1 + len(wanted.also))
+            rate = self.timing.seconds_per_flop(self.planned())
+            number, flops = number + checks, flops + checks * wanted.flops
+            if seconds is not None and rate is not None:
+                seconds += rate * wanted.flops * max(1.0, checks / self.pool.workers)
+        return {"runs": number, "flops": flops, "seconds": seconds}
 
     def remaining_seconds(self, runs: Sequence[PlannedRun]) -> float | None:
         """Predicted seconds until the runs that have not ended will have."""

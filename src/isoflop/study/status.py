@@ -12,6 +12,9 @@ from isoflop.study.store import StudyStore
 def study_status(path: str | Path) -> dict[str, Any]:
     """Counts by status, the runs that are being carried out, the failed ones with their error, the time left.
 
+    `runs`, `flops` and `remaining_seconds` hold what is to come as well: extra seeds whose optimum is not known
+    yet, and the verification before it is planned. `to_come` is how many runs that is; `counts` leaves them out.
+
     Args:
         path: the study's directory.
 
@@ -48,12 +51,16 @@ def study_status(path: str | Path) -> dict[str, Any]:
     known = [seconds for seconds in left if seconds is not None]
     workers = plan["workers"]
     remaining = max(max(known), sum(known) / workers * len(left) / len(known)) if known else 0.0 if not left else None
+    to_come = plan.get("to_come") or {"runs": 0, "flops": 0.0, "seconds": 0.0}
+    if remaining is not None:
+        remaining += to_come["seconds"] or 0.0
     return {
         "path": str(store.path),
-        "runs": len(plan["runs"]),
+        "runs": len(plan["runs"]) + to_come["runs"],
+        "to_come": to_come["runs"],
         "workers": workers,
         "counts": dict(counts),
-        "flops": sum(run["flops"] for run in plan["runs"]),
+        "flops": sum(run["flops"] for run in plan["runs"]) + to_come["flops"],
         "flops_done": sum(row.get("flops") or 0.0 for row in rows),
         "running": running,
         "failed": failed,

@@ -56,6 +56,14 @@ class Timing:
             left.append(max(seconds - elapsed.get(run.run_id, 0.0), 0.0))
         return max(max(left), sum(left) / self.workers)
 
+    def seconds_per_flop(self, runs: Iterable[PlannedRun]) -> float | None:
+        """Predicted seconds per training FLOP of the largest of these models that has been timed; None if none has."""
+        known = [(run, seconds) for run in runs if (seconds := self.seconds(run)) is not None]
+        if not known:
+            return None
+        run, seconds = max(known, key=lambda each: each[0].resolved.count.training_flops_per_token)
+        return seconds / run.resolved.flops
+
     def trials(self, runs: Sequence[PlannedRun]) -> list[tuple[str, PlannedRun, TrainConfig]]:
         """(key, run, configuration) of the trials that are missing, the largest first."""
         missing = {self._key(run): run for run in runs if self._read(self._key(run)) is None}
