@@ -76,7 +76,7 @@ def test_small_studies_and_large_heads_are_sound() -> None:
 def test_a_loss_below_every_law_is_doubted() -> None:
     found = fit(table(loss=np.log10(LOSS) / 4))
     (doubt,) = (note for note in found.runs.notes if "published" in note)
-    assert doubt.startswith("row 1: loss is 0.16")
+    assert doubt.startswith("row 1: loss is 0.157")
     assert "(12 of 12 rows are below 0.3)" in doubt
     assert not any("published" in note for note in fit(SOUND).runs.notes)
 

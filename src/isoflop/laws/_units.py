@@ -53,7 +53,7 @@ def doubts(table: RunTable, *, target: str) -> list[str]:
     row = int(np.argmax(low))
     return [
         f"{table.labels[row]}: {table.in_file('loss')} is {losses[row]:g} ({int(low.sum())} of {len(table)} rows are "
-        f"below {_LOWEST:g}), less than any published law's irreducible loss in nats per token: a logarithm, or an accuracy?"
+        f"below {_LOWEST:g}), less than any published law's irreducible loss in nats per token: another unit?"
     ]
 
 

@@ -11,8 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from isoflop.errors import InputError
 
 _SUMMARY = "wandb-summary.json"
@@ -84,6 +82,8 @@ def _parsed(text: str, where: str) -> Mapping[str, Any]:
 
 
 def _config(path: Path) -> Mapping[str, Any]:
+    import yaml
+
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
