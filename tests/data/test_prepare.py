@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import io
 import json
 import os
 import random
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from isoflop.data import PYTHON_STDLIB, TokenData, prepare
+from isoflop.data.spool import Spool
 from isoflop.errors import InputError, RunError
 
 
@@ -283,3 +285,47 @@ def test_progress_is_reported(books: Path, tmp_path: Path) -> None:
         assert all(0 <= done <= total for done, total in reports)
         assert reports == sorted(reports)
         assert reports[-1][0] == reports[-1][1]
+
+
+def spooled(sizes: list[int]) -> tuple[Spool, list[bytes]]:
+    documents = [random.Random(number).randbytes(size) for number, size in enumerate(sizes)]
+    spool = Spool(io.BytesIO())
+    for document in documents:
+        spool.append(document)
+    return spool, documents
+
+
+def shares(sizes: list[int]) -> list[float]:
+    """First half of each document's hash, as a fraction of the largest."""
+    _, documents = spooled(sizes)
+    return [int.from_bytes(hashlib.blake2b(d, digest_size=16).digest()[:8], "little") / 2**64 for d in documents]
+
+
+def test_a_validation_split_below_half_of_its_share_is_filled_up_by_hash_order() -> None:
+    sizes = [1000] * 13
+    assert sum(share < 0.2 for share in shares(sizes)) == 1  # 1,000 bytes of the 2,600 that it should have
+    division = spooled(sizes)[0].divide(validation_fraction=0.2, seed=0)
+    assert set(division.validation) == set(np.argsort(shares(sizes))[:3])
+    assert len(division.train) == 10
+    assert set(spooled(sizes)[0].divide(validation_fraction=0.2, seed=7).validation) == set(division.validation)
+
+
+def test_a_validation_split_near_its_share_stays_that_of_the_hashes() -> None:
+    for fraction in (0.05, 0.06, 0.2):
+        sizes = [1000] * 400
+        division = spooled(sizes)[0].divide(validation_fraction=fraction, seed=0)
+        assert set(division.validation) == {n for n, share in enumerate(shares(sizes)) if share < fraction}
+
+
+def test_documents_too_large_to_hold_out_stay_and_the_split_is_warned_of(tmp_path: Path) -> None:
+    tiny = min(
+        (f"tiny {n}" for n in range(50)),
+        key=lambda text: hashlib.blake2b(text.encode(), digest_size=16).digest()[7::-1],
+    )
+    texts = [tiny, " ".join(["hen"] * 9000), " ".join(["cat"] * 9000)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    manifest = prepare(tmp_path / "a.jsonl", tmp_path / "out")
+    assert manifest.splits["validation"].documents == 1
+    assert manifest.warning.startswith(f"the validation split has {len(tiny)} of 72,00")
+    (tmp_path / "b.txt").write_text(book(0), encoding="utf-8")
+    assert prepare(tmp_path / "b.txt", tmp_path / "b", document_bytes=1024).warning == ""

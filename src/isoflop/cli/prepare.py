@@ -72,6 +72,8 @@ def prepare(
             overwrite=overwrite,
             progress=progress,
         )
+    if manifest.warning:
+        typer.echo(f"warning: {manifest.warning}", err=True)
     if json:
         print_json({"path": str(out), **manifest.to_dict()})
         return

@@ -10,6 +10,8 @@ from isoflop.errors import InputError
 
 FORMAT_VERSION: Final = 1
 """Raised whenever the same sources and options would give other files than before."""
+SMALL_SHARE: Final = 0.5
+"""A validation split with less than so much of the bytes that it should have is too small."""
 SPLITS: Final = ("train", "validation")
 """The two parts of every data set."""
 MANIFEST_FILE: Final = "manifest.json"
@@ -77,6 +79,18 @@ class Manifest:
     """Documents left out because an identical one is present."""
     options: Mapping[str, Any]
     """Arguments of `prepare` that shape the data."""
+
+    @property
+    def warning(self) -> str:
+        """That the validation split is too small to trust its loss, in a sentence; empty if it is not."""
+        held_out, wanted = self.splits["validation"].bytes, self.options.get("validation_fraction")
+        total = sum(split.bytes for split in self.splits.values())
+        if not isinstance(wanted, float) or held_out >= SMALL_SHARE * wanted * total:
+            return ""
+        return (
+            f"the validation split has {held_out:,} of {total:,} bytes, less than half of validation_fraction "
+            f"{wanted:g}: losses on it say little; give more text or a smaller document_bytes."
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary for JSON."""

@@ -9,6 +9,7 @@ from typing import IO, Final
 import numpy as np
 import numpy.typing as npt
 
+from isoflop.data.manifest import SMALL_SHARE
 from isoflop.errors import InputError
 
 Order = npt.NDArray[np.int64]
@@ -66,7 +67,9 @@ class Spool:
 
         A document is in the validation split if its hash, as a fraction of the largest hash, is below
         `validation_fraction`, whatever else there is and whatever the seed; where that leaves a split empty, it gets
-        the document whose hash is nearest. The order within a split depends on hashes and seed alone.
+        the document whose hash is nearest. Where few documents leave the validation split with less than half of its
+        share of the bytes, those of the next hashes are added until it has its share; one that would take it beyond
+        twice the share is passed over. The order within a split depends on hashes and seed alone.
 
         Raises:
             InputError: if fewer than two different documents remain.
@@ -85,11 +88,33 @@ class Spool:
             validation[first.argmin()] = True
         elif validation.all():
             validation[first.argmax()] = False
+        self._top_up(validation, first, unique, validation_fraction)
         shuffled = np.lexsort((first, _mix(second ^ _mix(np.array([seed], dtype=np.uint64)))))
         order, is_validation = unique[shuffled], validation[shuffled]
         return Division(
             train=order[~is_validation], validation=order[is_validation], duplicates=len(self) - len(unique)
         )
+
+    def _top_up(
+        self,
+        validation: npt.NDArray[np.bool_],
+        first: npt.NDArray[np.uint64],
+        unique: npt.NDArray[np.int64],
+        fraction: float,
+    ) -> None:
+        """Add documents to a validation split that holds less than half of its share of the bytes."""
+        sizes = self.lengths[unique]
+        target, held_out = fraction * sizes.sum(), int(sizes[validation].sum())
+        if held_out >= SMALL_SHARE * target:
+            return
+        left = len(validation) - int(validation.sum())
+        for number in np.argsort(first):
+            if held_out >= target or left == 1:
+                return
+            if not validation[number] and held_out + sizes[number] <= 2 * target:
+                validation[number] = True
+                held_out += int(sizes[number])
+                left -= 1
 
 
 def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

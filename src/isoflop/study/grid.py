@@ -116,8 +116,8 @@ class Grid:
             if ratio < wanted:
                 enough = centre.training_flops_per_token * wanted * centre.params_active
                 found.append(
-                    f"budget {exponent(budget)}: the smallest model has {ratio:.2g} tokens per parameter, not {wanted:g}; "
-                    f"the optimum will not be inside the sizes; use budgets from {_rounded_up(enough)}."
+                    f"budget {exponent(budget)}: the smallest model has {ratio:.2g} tokens per parameter, not "
+                    f"{wanted:g}; the optimum will not be inside the sizes; use budgets from {_rounded_up(enough)}."
                 )
         largest = max(study.budgets)
         if study.verification is not None and study.verification.flops <= largest:

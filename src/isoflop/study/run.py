@@ -107,7 +107,7 @@ def run_study(
             store.import_table(committed, keep=not changes_nothing)
         data = open_corpus(study.data, store, beside=path.parent, say=shown.say)
         grid = Grid(study, vocab_size=data.vocab_size, fingerprint=fingerprint(data))
-        warnings = grid.warnings()
+        warnings = [*([data.manifest.warning] if data.manifest.warning else []), *grid.warnings()]
         for sentence in warnings:
             shown.say(f"warning: {sentence}")
         session = Session(study, store, grid, data=data.path, pool=pool, progress=shown, deadline=deadline)
