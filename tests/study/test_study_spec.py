@@ -44,6 +44,9 @@ def test_single_granularity_keeps_the_name_and_all_templates_share_shapes() -> N
         ({"budgets": [-1.0]}, "budgets holds -1.0; a budget must be a finite number greater than 0"),
         ({"budgets": [1e9, 1e9]}, "each may stand there once"),
         ({"context": "many"}, "context is 'many'"),
+        ({"extra_seeds": {"seeds": [1], "budget": [1e9]}}, "extra_seeds.budget is not a field; the nearest is budgets"),
+        ({"verification": {"flop": 1e10}}, "verification.flop is not a field; the nearest is flops"),
+        ({"training": {"learnin_rate": 1}}, "training.learnin_rate is not a field; the nearest is learning_rate"),
         ({"data": {}}, "data: give exactly one of path and sources"),
         ({"data": {"sources": "x", "tokeniser": "bytes"}}, "data.tokeniser is not a field"),
         ({"architectures": [{"name": "a/b"}]}, "name is 'a/b'; it must start with a letter or digit"),
@@ -91,7 +94,7 @@ def test_files_that_are_no_study(tmp_path: Any) -> None:
     with pytest.raises(InputError, match=r"cannot be read: No such file"):
         load_study(tmp_path / "none.yaml")
     (tmp_path / "list.yaml").write_text("- 1")
-    with pytest.raises(InputError, match="holds list; a mapping"):
+    with pytest.raises(InputError, match="holds a list; a mapping with the fields name, "):
         load_study(tmp_path / "list.yaml")
     (tmp_path / "broken.yaml").write_text("name: [")
     with pytest.raises(InputError, match="not valid YAML"):

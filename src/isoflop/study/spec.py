@@ -1,18 +1,18 @@
 """What a study is: a YAML file as frozen dataclasses."""
 
+import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from isoflop.errors import InputError
 from isoflop.planner import Template
 from isoflop.spec import ExpertsSpec
-from isoflop.spec.io import describe_validation_error
+from isoflop.spec.io import describe_validation_error, read_fields
 from isoflop.train import TrainConfig
 from isoflop.train.config import BUDGETS
 
@@ -305,14 +305,16 @@ class StudySpec:
             if name in _RESERVED:
                 raise InputError(f"training.{name} cannot be set here; the study decides it.")
             if name not in allowed:
+                near = difflib.get_close_matches(name, [*allowed, "learning_rate_multiplier"], n=1)
+                hint = f"the nearest is {near[0]}; " if near else ""
                 raise InputError(
-                    f"training.{name} is not a field; allowed: learning_rate_multiplier, {_list(allowed)}."
+                    f"training.{name} is not a field; {hint}allowed: learning_rate_multiplier, {_list(allowed)}."
                 )
         values |= {"flops": flops, "seed": seed, "threads": self.threads_per_run}
         try:
             return TypeAdapter(TrainConfig).validate_python({"keep_checkpoints": 0, **values})
         except ValidationError as error:
-            raise InputError(describe_validation_error(error, "training")) from None
+            raise InputError(describe_validation_error(error, "training", TrainConfig)) from None
 
     @property
     def learning_rate_multiplier(self) -> float:
@@ -343,21 +345,9 @@ def load_study(path: str | Path) -> StudySpec:
     """Read a study from a YAML file.
 
     Raises:
-        InputError: if the file is missing or not YAML, or a field or value in it does not exist.
+        InputError: if the file is missing or not YAML, names a field twice, or a field or value in it does not exist.
     """
-    path = Path(path)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise InputError(f"study file {path} cannot be read: {reason}.") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
-        raise InputError(f"study file {path} is not valid YAML{where}.") from None
-    if not isinstance(values, Mapping):
-        raise InputError(f"study file {path} holds {type(values).__name__}; a mapping of fields is needed.")
-    return parse_study(values, source=str(path))
+    return parse_study(read_fields(path, what="study file", kind=StudySpec), source=str(path))
 
 
 def parse_study(values: Mapping[str, Any], *, source: str = "study") -> StudySpec:
@@ -370,7 +360,7 @@ def parse_study(values: Mapping[str, Any], *, source: str = "study") -> StudySpe
         study = TypeAdapter(StudySpec).validate_python(dict(values))
         study.learning_rate_multiplier  # noqa: B018 (checks the value)
     except ValidationError as error:
-        raise InputError(describe_validation_error(error, source)) from None
+        raise InputError(describe_validation_error(error, source, StudySpec)) from None
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
     return study
@@ -392,7 +382,7 @@ def _parse_experts(values: Mapping[str, Any], where: str) -> ExpertsSpec:
     try:
         return TypeAdapter(ExpertsSpec).validate_python(dict(values))
     except ValidationError as error:
-        raise InputError(describe_validation_error(error, f"{where}.experts")) from None
+        raise InputError(describe_validation_error(error, f"{where}.experts", ExpertsSpec)) from None
 
 
 def _list(values: Any) -> str:
