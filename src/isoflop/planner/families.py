@@ -117,7 +117,7 @@ class ContinuousFamily:
         )
         return sorted(family.rows(specs, problem), key=lambda each: each.loss)[:n]
 
-    def costs(self, sizes: np.ndarray) -> Columns:
+    def costs(self, sizes: np.ndarray, only: frozenset[str] = frozenset()) -> Columns:
         """Columns that do not depend on the budget, and what a token costs, at these active parameters."""
         return continuous.shapes(
             sizes, convention=self.convention, granularity=self.granularity, expansion_rate=self.expansion_rate
@@ -194,15 +194,18 @@ class LadderFamily:
         models = [spec for spec, keep in zip(specs, kept, strict=True) if keep]
         return _rows(self, columns, predict(self.law, columns), problem, models)
 
-    def costs(self, sizes: np.ndarray) -> Columns:
+    def costs(self, sizes: np.ndarray, only: frozenset[str] = frozenset()) -> Columns:
         """Columns that do not depend on the budget, and what a token costs, interpolated between the rungs.
 
         Straight lines in logarithms of each column's ratio to the size; beyond the rungs the ratio of the outermost.
+        Where `only` names columns the others are left out, to save time.
         """
         rungs, constant = self._rungs
         at, known = np.log(sizes), np.log(rungs["params_active"])
         found: Columns = {}
         for name, values in rungs.items():
+            if only and name not in only:
+                continue
             if name in ("expert_attention_ratio", "expert_share"):
                 found[name] = np.interp(at, known, values)
             else:

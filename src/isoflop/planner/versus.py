@@ -20,6 +20,11 @@ _REACH: Final = (1e-6, 1e6)
 
 _BUDGETS: Final = 241
 
+_BELOW, _ABOVE, _FINE, _COARSER = 14.0, 31.0, 0.05, 10
+"""Tabulated budgets: ln C below and above the plan's (as far as an equal loss is sought), its step, steps for draws."""
+
+_COST: Final = frozenset({"training_flops_per_token"})
+
 
 @dataclass(frozen=True, kw_only=True)
 class DenseComparison:
@@ -52,7 +57,7 @@ def compare_with_dense(dense: "Family", moe: "Family", flops: float, *, level: f
         flops: budget of the MoE.
         level: of the interval, which pairs the draws of both fits.
     """
-    ours, theirs = _Frontier(dense), _Frontier(moe)
+    ours, theirs = _Frontier(dense, flops), _Frontier(moe, flops)
     found = efficiency_multiplier(ours, theirs, flops, level=level)
     budgets = flops * np.geomspace(*_REACH, _BUDGETS)
     ahead = ours.loss(budgets) - theirs.loss(budgets)
@@ -100,12 +105,12 @@ def _sentence(
 class _Frontier(LawFrontier):
     """The compute-optimal frontier of a family, whose law may read any column that the family has."""
 
-    def __init__(self, family: "Family") -> None:
+    def __init__(self, family: "Family", flops: float) -> None:
         law = _thinned(family.law)
         form = _OfSize(family, constants(law).form)
 
         def flops_per_token(params: np.ndarray) -> np.ndarray:
-            return family.costs(params)["training_flops_per_token"]
+            return family.costs(params, _COST)["training_flops_per_token"]
 
         super().__init__(
             replace(law, form=form), granularity=family.template.experts.granularity if family.template.experts else 1,
@@ -114,6 +119,27 @@ class _Frontier(LawFrontier):
         self.law = replace(self.law, active_share=1.0)
         self.range: Mapping[str, tuple[float, float]] = constants(law).range
         self.family = family
+        self.log_budgets = np.arange(np.log(flops) - _BELOW, np.log(flops) + _ABOVE, _FINE)
+        self.losses = self._best(np.exp(self.log_budgets), self.law.parameters)[1][None]
+        self.draws = self._draws()
+
+    def loss(self, flops: np.ndarray) -> np.ndarray:
+        """Loss at each budget, nats per token: straight lines in ln C between budgets e^0.05 apart."""
+        return _between(np.log(flops), self.log_budgets, self.losses)
+
+    def loss_draws(self, flops: np.ndarray) -> np.ndarray:
+        """Loss [B] under each draw at a budget, one or [B]: likewise between budgets e^0.5 apart."""
+        at = np.broadcast_to(np.log(flops), (len(self.draws),))
+        return _between(at, self.log_budgets[::_COARSER], self.draws)
+
+    def _draws(self) -> np.ndarray:
+        """Loss [B, budgets] under each draw, all in one go: solving for each alone takes most of a second."""
+        if self.fit is None or not self.fit.draws:
+            return np.zeros((0, 2))
+        budgets = self.log_budgets[::_COARSER]
+        count = len(next(iter(self.fit.draws.values())))
+        repeated = {name: np.repeat(values, len(budgets)) for name, values in self.fit.draws.items()}
+        return self._best(np.exp(np.tile(budgets, count)), repeated)[1].reshape(count, len(budgets))
 
     def inside(self, flops: float) -> bool:
         """Whether runs support the loss at this budget."""
@@ -127,6 +153,14 @@ class _Frontier(LawFrontier):
             "flops": flops,
         }
         return all(low <= values.get(name, low) <= high for name, (low, high) in self.range.items())
+
+
+def _between(at: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """y [B or 1, n] at [B] on straight lines between evenly spaced x [n]."""
+    place = np.clip((at - x[0]) / (x[1] - x[0]), 0, len(x) - 1.000001)
+    below = place.astype(int)
+    rows = np.arange(len(at)) if len(y) == len(at) else np.zeros(len(at), dtype=int)
+    return np.asarray(y[rows, below] + (place - below) * (y[rows, below + 1] - y[rows, below]))
 
 
 class _OfSize(Form):
@@ -145,7 +179,9 @@ class _OfSize(Form):
     def predict(self, columns: Mapping[str, np.ndarray], parameters: Mapping[str, float | np.ndarray]) -> np.ndarray:
         """Loss of models of these sizes."""
         size, tokens = columns["params_total"], np.maximum(columns["tokens"], 1e-9)
-        costs = self.family.costs(size)
+        costs = self.family.costs(
+            size, _COST | {"params_active", "params_router", "params_embedding", *self.form.columns}
+        )
         full = {
             **costs,
             "tokens": tokens,
