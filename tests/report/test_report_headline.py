@@ -12,6 +12,7 @@ from isoflop.report.evidence import Evidence, gather
 from isoflop.report.headline import headline, rivals, seed_noise, standings, verdict
 from isoflop.report.marks import Multiplier, Verified
 from isoflop.report.records import StudyRecords
+from isoflop.report.style import flops as view_flops
 
 
 def table(**changes: object) -> RunTable:
@@ -72,6 +73,18 @@ def test_one_seed_and_no_intervals_leave_it_open() -> None:
     assert "open whether the difference is real" in said.sentences[0]
     assert any("one seed" in caveat for caveat in said.caveats)
     assert said.rows[0][3] == "unknown"
+
+
+def test_a_budget_without_a_parabola_is_a_caveat_too() -> None:
+    """Two sizes give no parabola, whichever of them is best."""
+    few = [row for row in rows() if row["budget"] != 1e12 or row["params_active"] < 1e5]
+    runs = RunTable(few)
+    minima = minima_of(runs)
+    assert not any(minimum.budget == 1e12 and minimum.architecture == "dense" for minimum in minima)
+    (said,) = (caveat for caveat in headline(runs, minima, [], []).caveats if "No minimum is known inside" in caveat)
+    assert "dense at 1e12" in said
+    inside = next(m for m in minima if m.inside)
+    assert f"{inside.architecture} at {view_flops(inside.budget)}" not in said
 
 
 def test_seed_noise_is_the_pooled_students_interval() -> None:

@@ -11,6 +11,7 @@ from isoflop.errors import InputError, RunError
 from isoflop.report import write_report
 from isoflop.report.embed import inline_svg
 from isoflop.report.evidence import Evidence
+from isoflop.report.page import _commands
 from isoflop.report.records import StudyRecords
 from isoflop.report.sections import sections
 from isoflop.report.style import LIGHT
@@ -141,12 +142,19 @@ def test_nothing_is_missing_from_a_full_study(html: str) -> None:
     assert "Not available" not in re.sub(r'<section id="efficiency">.*?</section>', "", html, flags=re.DOTALL)
 
 
-def test_commands_versions_and_the_study_file_are_there(html: str) -> None:
+def test_commands_versions_and_the_study_file_are_there(html: str, study: Path) -> None:
     text = section(html, "provenance")
-    assert "isoflop study run study.yaml --out synthetic" in text
-    assert "isoflop report synthetic" in text
+    assert f"isoflop study run {study}/study.yaml --out {study}" in text
+    assert f"isoflop report {study}" in text
     assert "granularity: [1, 2, 4, 8, 16]" in text
     assert "exact" in text
+
+
+def test_the_command_names_the_file_that_the_study_was_started_with(tmp_path: Path) -> None:
+    records = StudyRecords.open(write_study(tmp_path / "my study", run_files=False))
+    assert records.study_file == str(tmp_path / "my study" / "study.yaml")
+    (records.directory / "plan.json").write_text('{"study_file": "studies/tiny.yaml"}')
+    assert _commands(records).splitlines()[0] == f"isoflop study run studies/tiny.yaml --out '{tmp_path}/my study'"
 
 
 def test_a_table_alone_gives_a_report_that_names_what_is_missing(tmp_path: Path) -> None:

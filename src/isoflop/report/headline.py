@@ -232,14 +232,14 @@ def _caveats(runs: "RunTable", minima: Sequence[Minimum]) -> list[str]:
             f"{len(repeated)} of {len(points)} cells (architecture, budget and size) have more than one seed (at "
             f"{where} FLOPs); the widest half-range between seeds is {widest:.4f} nats."
         )
+    inside = {(minimum.architecture, minimum.budget) for minimum in minima if minimum.inside}
     loose: dict[str, list[str]] = {}
-    for minimum in minima:
-        if not minimum.inside:
-            loose.setdefault(minimum.architecture, []).append(flops(minimum.budget))
+    for name, budget in sorted({(point.architecture, point.budget) for point in points} - inside):
+        loose.setdefault(name, []).append(flops(budget))
     if loose:
         where = "; ".join(f"{name} at {_list(budgets)}" for name, budgets in loose.items())
         caveats.append(
-            f"The minimum is not inside the sizes that were run, and the best size stands in for it: {where} FLOPs."
+            f"No minimum is known inside the sizes that were run, and the best size stands in for it: {where} FLOPs."
         )
     status = view.texts(runs, "status")
     lost = [state for state in status if state not in ("done", "")]

@@ -3,6 +3,7 @@
 import math
 import os
 import platform
+import shlex
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -125,8 +126,8 @@ def _facts(evidence: Evidence) -> str:
 
 
 def _commands(records: StudyRecords) -> str:
-    name = records.directory.resolve().name
-    return f"isoflop study run study.yaml --out {name}\nisoflop report {name}"
+    directory = shlex.quote(str(records.directory))
+    return f"isoflop study run {shlex.quote(records.study_file)} --out {directory}\nisoflop report {directory}"
 
 
 def _versions(records: StudyRecords) -> list[tuple[str, str]]:

@@ -71,6 +71,12 @@ class StudyRecords:
         """verification.json; None if it is absent or unreadable."""
         return _read_json(self.directory / "verification.json")
 
+    @property
+    def study_file(self) -> str:
+        """The YAML file that the study was started with, else the copy in its directory."""
+        given = (_read_json(self.directory / "plan.json") or {}).get("study_file")
+        return given if isinstance(given, str) else str(self.directory / "study.yaml")
+
     def training_curve(self, run_id: str) -> list[tuple[float, float]]:
         """Points (tokens, training loss in nats/token) of a run; empty if it left no metrics."""
         points = []

@@ -110,7 +110,16 @@ def run_study(
         warnings = [*([data.manifest.warning] if data.manifest.warning else []), *grid.warnings()]
         for sentence in warnings:
             shown.say(f"warning: {sentence}")
-        session = Session(study, store, grid, data=data.path, pool=pool, progress=shown, deadline=deadline)
+        session = Session(
+            study,
+            store,
+            grid,
+            data=data.path,
+            pool=pool,
+            progress=shown,
+            study_file=str(path),
+            deadline=deadline,
+        )
         stored = store.read_json("verification.json")
         if stored is not None:
             session.verification = planned_runs(study, grid, stored)

@@ -33,6 +33,7 @@ class Session:
         data: the data directory.
         pool: the workers.
         progress: what is shown.
+        study_file: the YAML file.
         deadline: when to stop (time.monotonic), if ever.
     """
 
@@ -45,10 +46,12 @@ class Session:
         data: Path,
         pool: Pool,
         progress: StudyProgress,
+        study_file: str,
         deadline: float | None = None,
     ) -> None:
         self.study, self.store, self.grid, self.data = study, store, grid, data
         self.pool, self.progress, self.deadline = pool, progress, deadline
+        self.study_file = study_file
         self.timing = Timing(store, workers=pool.workers, threads=pool.threads)
         self.verification: list[PlannedRun] = []
         """The verification's runs, once they are planned."""
@@ -152,6 +155,7 @@ class Session:
             ],
             workers=self.pool.workers,
             to_come=self.to_come(),
+            study_file=self.study_file,
         )
 
     def to_come(self, only: Collection[float] = ()) -> dict[str, Any]:

@@ -178,9 +178,19 @@ class StudyStore:
         names = ("study.yaml", "runs.csv", "fits.json", "verification.json")
         return max((self.path / name).stat().st_mtime for name in names if (self.path / name).exists())
 
-    def write_plan(self, runs: Sequence[Mapping[str, Any]], *, workers: int, to_come: Mapping[str, Any]) -> None:
-        """Write what is planned, for `study status`."""
-        self.write_json("plan.json", {"workers": workers, "runs": list(runs), "to_come": dict(to_come)})
+    def write_plan(
+        self,
+        runs: Sequence[Mapping[str, Any]],
+        *,
+        workers: int,
+        to_come: Mapping[str, Any],
+        study_file: str,
+    ) -> None:
+        """Write what is planned, for `study status` and the report."""
+        self.write_json(
+            "plan.json",
+            {"study_file": study_file, "workers": workers, "runs": list(runs), "to_come": dict(to_come)},
+        )
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """A JSON file of the study, or None.
