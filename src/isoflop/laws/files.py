@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.errors import InputError
+from isoflop.laws.forms import Form
 from isoflop.laws.result import Fit
 
 
@@ -22,11 +23,15 @@ def save_fit(fit: Fit, path: str | Path) -> None:
         raise InputError(f"fit file {path} cannot be written: {error.strerror}.") from None
 
 
-def load_fit(path: str | Path) -> Fit:
+def load_fit(path: str | Path, form: Form | None = None) -> Fit:
     """Read a fit that `save_fit` (or `isoflop fit --out`) wrote.
 
+    Args:
+        path: the file.
+        form: the law form, where it is a user's own (see `load_form`).
+
     Raises:
-        InputError: if the file cannot be read or holds something else.
+        InputError: if the file cannot be read or holds something else, or `form` is needed.
     """
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -38,7 +43,7 @@ def load_fit(path: str | Path) -> Fit:
         raise InputError(
             f"fit file {path} holds {type(values).__name__}; it must hold what `isoflop fit --out` writes."
         )
-    return Fit.from_dict(values)
+    return Fit.from_dict(values, form)
 
 
 def _finite(value: Any) -> Any:

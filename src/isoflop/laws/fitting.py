@@ -13,6 +13,7 @@ from isoflop.laws._screening import minimise_from
 from isoflop.laws._solver import Problem, minimise
 from isoflop.laws._starts import starts
 from isoflop.laws.forms import Form, form_named
+from isoflop.laws.loading import load_form
 from isoflop.laws.priors import check_priors, penalty
 from isoflop.laws.published import PUBLISHED, published
 from isoflop.laws.result import Fit
@@ -21,6 +22,7 @@ from isoflop.laws.table import RunTable
 L1_DELTA: Final = 1e-7
 """Delta that stands for absolute errors: far below any noise of ln L."""
 
+_SHOWN = 8  # values of a column that a warning lists
 _TOGETHER = 2_000_000  # resamples × rows whose weights are held in memory at once
 
 
@@ -44,7 +46,7 @@ def fit(
 
     Args:
         runs: finished runs; rows whose status is not `done` are counted and left out.
-        law: name of a law form, or a Form.
+        law: name of a law form, `file.py:Class` of a user's own, or a Form.
         huber_delta: residual of ln L beyond which the loss is linear; None or "l2": least squares; "l1": absolute
             errors, as the limit of a small delta (1e-7).
         weights: how much each row counts, inversely as the variance of its ln L: one positive number for each row, or
@@ -111,11 +113,13 @@ def fit(
 
 
 def resolve_form(name: str) -> Form:
-    """The law form of this name.
+    """The law form of this name, or that of a user's own file, given as `file.py:Class`.
 
     Raises:
         InputError: if there is none, or it is the name of published constants.
     """
+    if ":" in name or name.endswith(".py"):
+        return load_form(name)
     if name in PUBLISHED:
         form = published(name).form.name
         raise InputError(
@@ -323,6 +327,9 @@ def mixed(table: RunTable, form: Form) -> list[str]:
             continue
         values = dict.fromkeys(table[column].tolist())
         if len(values) > 1:
-            listed = ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+            shown = list(values)[:_SHOWN]
+            listed = ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in shown)
+            if len(values) > len(shown):
+                listed += f" and {len(values) - len(shown)} more"
             sentences.append(f"the rows mix {column} {listed}, which law {form.name} does not tell apart.")
     return sentences

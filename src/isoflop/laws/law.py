@@ -67,7 +67,7 @@ class Law:
                 other = given[~np.isclose(given, value, rtol=1e-6)][0]
                 raise InputError(f"{name} is {other:g}; law {self.name} holds for {name} {value:g} alone.")
         for sentence in self._outside(runs, columns):
-            if sentence not in self.warnings:
+            if not any(known.startswith(sentence[:-1]) for known in self.warnings):
                 self.warnings.append(sentence)
         return columns
 
@@ -95,6 +95,8 @@ class Law:
                 values = as_columns(runs, [name])[name]
             elif name == "flops" and {"params_total", "tokens"} <= columns.keys():
                 values = 6 * self.active_share * columns["params_total"] * columns["tokens"]
+            elif name == "flops" and {"params_active", "tokens"} <= columns.keys():
+                values = 6 * columns["params_active"] * columns["tokens"]
             else:
                 continue
             if np.any(values < low / self.reach * (1 - 1e-9)) or np.any(values > high * self.reach * (1 + 1e-9)):

@@ -101,7 +101,7 @@ class Fit:
             parameters=self.parameters,
             source=f"fit of {self.n_rows} rows of {self.runs.source}",
             convention=str(conventions.pop()) if len(conventions) == 1 else "6ND",
-            range=_span(self.runs),
+            range=_span(self.runs, self.form),
             reach=_FAR,
             fixed=fixed,
             active_share=float(np.nanmedian(shares)),
@@ -126,8 +126,27 @@ class Fit:
         }
 
     def predict(self, runs: RunTable | Mapping[str, Any]) -> np.ndarray:
-        """Loss [n] in nats per token; `warnings` says where a budget is beyond 10 times the fit's largest."""
-        return self.law.predict(runs)
+        """Loss [n] in nats per token.
+
+        `warnings` says once, with the 90% interval there, that a budget is beyond 10 times the fit's largest; of a law
+        that knows no budget, that a column is.
+        """
+        before = len(self.warnings)
+        loss = self.law.predict(runs)
+        if len(self.warnings) > before:
+            about = self._about_farthest(runs, loss)
+            self.warnings[before:] = [f"{sentence[:-1]}; {about}" for sentence in self.warnings[before:]]
+        return loss
+
+    def _about_farthest(self, runs: RunTable | Mapping[str, Any], loss: np.ndarray) -> str:
+        """What is predicted, and how surely, where the predicted loss is farthest from those of the fit."""
+        measured = np.log(self.runs.numeric(self.form.target))
+        row = int(np.argmax(np.abs(np.log(loss) - np.mean(measured))))
+        what = f"the farthest {self.form.target} there is {loss[row]:.4g}"
+        if not self.draws or self.n_rows <= self.n_free:
+            return f"{what}, and only a bootstrap (and rows to spare) would say how surely."
+        low, high = self.predict_interval(runs)
+        return f"{what}, with 90% between {low[row]:.4g} and {high[row]:.4g}."
 
     def predict_draws(self, runs: RunTable | Mapping[str, Any]) -> np.ndarray:
         """Loss [B, n] under every bootstrap draw, without noise.
@@ -209,6 +228,7 @@ class Fit:
         ]
         return {
             "law": self.form.name,
+            "law_file": self.form.origin,
             "parameters": self.parameters,
             "intervals": {name: list(interval) for name, interval in self.intervals.items()},
             "status": self.status,
@@ -232,17 +252,26 @@ class Fit:
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Fit":
+    def from_dict(cls, values: Mapping[str, Any], form: Form | None = None) -> "Fit":
         """The fit that `to_dict` described.
 
+        Args:
+            values: the dictionary.
+            form: the law form, for a law of the user's own, whose file is not run unasked.
+
         Raises:
-            InputError: if a field is absent.
+            InputError: if a field is absent, or the law is the user's own and `form` is not given.
         """
+        if form is None and values.get("law_file"):
+            raise InputError(
+                f"the fit is of law {values['law']} from {values['law_file']}, which is not run unasked; give its "
+                f"form, as load_fit(path, form=load_form({values['law_file']!r}))."
+            )
         try:
             columns = values["runs"]
             rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
             return cls(
-                form=form_named(values["law"]),
+                form=form or form_named(values["law"]),
                 parameters=dict(values["parameters"]),
                 status=values["status"],
                 message=values["message"],
@@ -265,11 +294,14 @@ class Fit:
             raise InputError(f"the fit lacks the field {error}; it must be what Fit.to_dict wrote.") from None
 
 
-def _span(runs: RunTable) -> dict[str, tuple[float, float]]:
-    if "flops" not in runs:
-        return {}
-    flops = runs.numeric("flops")
-    return {"flops": (float(flops.min()), float(flops.max()))}
+def _span(runs: RunTable, form: Form) -> dict[str, tuple[float, float]]:
+    """Range of the budgets; where a prediction of the form does not tell its budget, of all columns but sparsity."""
+    names = ["flops"] if "flops" in runs else []
+    if "flops" not in form.columns and not (
+        "tokens" in form.columns and {"params_total", "params_active"} & {*form.columns}
+    ):
+        names += [name for name in form.columns if name != "sparsity"]
+    return {name: (float(runs.numeric(name).min()), float(runs.numeric(name).max())) for name in names}
 
 
 def _tail(level: float) -> float:

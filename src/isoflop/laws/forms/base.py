@@ -2,7 +2,25 @@
 
 To add a law, subclass Form, declare its parameters and columns, and write `terms`. Everything else (fitting, starting
 points, bounds, intervals, JSON) follows from the declaration. Give an instance to `fit`, or `file.py:Class` to
-`isoflop fit --law`.
+`isoflop fit --law`. A whole file, for a law in depth at one size and one number of tokens:
+
+    import numpy as np
+    from isoflop.laws import Form, Parameter
+
+    class Depth(Form):
+        name = "depth"
+        equation = "L = E + A / n_layers^alpha"
+        source = "my notes"
+        columns = ("n_layers",)
+        coefficients = (
+            Parameter(name="E", meaning="irreducible loss, nats per token"),
+            Parameter(name="A", meaning="coefficient of depth"),
+        )
+        exponents = (Parameter(name="alpha", meaning="exponent of depth", upper=2.0, starts=(0.2, 0.5, 1.0)),)
+        asymptote = "E"
+
+        def terms(self, x, theta):
+            return {"E": np.ones(()), "A": np.exp(-theta["alpha"] * x["n_layers"])}  # x holds logarithms
 """
 
 from abc import ABC, abstractmethod
@@ -74,6 +92,9 @@ class Form(ABC):
     """Columns that a table may lack, and what the law becomes without them."""
     target: str = "loss"
     """Standard column that the law predicts."""
+
+    origin: str | None = None
+    """`file.py:Class` that it was loaded from; None for the laws of isoflop."""
 
     def features(self, columns: Columns) -> dict[str, np.ndarray]:
         """What `terms` reads: the natural logarithm of every column; of sparsity S, ln(1 − S)."""
