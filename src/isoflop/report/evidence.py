@@ -211,7 +211,7 @@ def _multipliers(
     inside = [minimum for minimum in minima if minimum.architecture == dense and minimum.inside]
     if dense not in laws and len(inside) < 2:
         return [], f"{dense} has no law and fewer than two isoFLOP minima inside the sizes that were run."
-    reference = laws.get(dense) or MinimaFrontier(inside)
+    reference = laws.get(dense) or MinimaFrontier([_possible(minimum) for minimum in inside])
     found, unknown, doubts = [], [], []
     for architecture in architectures:
         own = [minimum for minimum in minima if minimum.architecture == architecture.name]
@@ -260,8 +260,15 @@ def _doubt(
 
 def _at(minimum: Minimum) -> MinimaFrontier:
     """A frontier that is good for the budget of one minimum alone; it needs a second point, which is not read."""
+    minimum = _possible(minimum)
     other = replace(minimum, flops=2 * minimum.flops, group={**minimum.group, "budget": 2 * minimum.budget})
     return MinimaFrontier([minimum, other])
+
+
+def _possible(minimum: Minimum) -> Minimum:
+    """The minimum without the draws of a loss below 0, which a wide interval may hold."""
+    draws = minimum.loss_draws
+    return replace(minimum, loss_draws=np.where(draws > 0, draws, math.nan))
 
 
 def _checks(records: "StudyRecords") -> tuple[list[Verified], str]:
