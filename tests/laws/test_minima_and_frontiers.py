@@ -213,3 +213,21 @@ def test_wrong_arguments_are_sentences() -> None:
     assert kept.loss(np.array([3e18])) == MinimaFrontier(minima[:2]).loss(np.array([3e18]))
     with pytest.raises(InputError, match="level is 2"):
         isoflop_minima(study(), level=2)
+
+
+def test_a_best_size_beyond_those_that_ran_is_an_extrapolation() -> None:
+    from isoflop.laws import RunTable, fit
+
+    rng = np.random.default_rng(0)
+    sizes = np.tile([1e7, 3e7, 1e8], 3)
+    flops = np.repeat([1e17, 1e18, 1e20], 3)
+    tokens = flops / (6 * sizes)
+    loss = (1.7 + 400 * sizes**-0.34 + 900 * tokens**-0.29) * np.exp(rng.normal(0, 1e-4, 9))
+    columns = {"params_active": sizes, "params_total": sizes, "tokens": tokens, "flops": flops, "loss": loss}
+    found = fit(RunTable([dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]))
+    frontier = LawFrontier(found)
+    inside = [frontier.inside(budget) for budget in (1e17, 1e18, 1e20)]
+    best = [frontier.optimum(budget)["params_active"] for budget in (1e17, 1e18, 1e20)]
+    assert inside == [1e7 / 1.1 <= size <= 1.1e8 for size in best]
+    assert True in inside
+    assert False in inside

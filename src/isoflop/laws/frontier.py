@@ -16,6 +16,7 @@ from isoflop.laws.table import RunTable
 _GOLDEN = (np.sqrt(5) - 1) / 2
 _NARROWINGS = 45
 _HALVINGS = 45
+_BESIDE = 1.1  # a best size this factor beyond those that ran still counts as theirs
 _REACH = (-9.0, 30.0)  # ln of the dense budget / the MoE's between which an equal loss is sought
 
 FlopsPerToken = Callable[[np.ndarray], np.ndarray]
@@ -99,10 +100,15 @@ class LawFrontier:
         return self._best(np.broadcast_to(flops, (count,)), self.fit.draws)[1]
 
     def inside(self, flops: float) -> bool:
-        """Whether runs support the loss at this budget."""
+        """Whether runs support the loss at this budget: the budget and the best size lie within those that ran."""
         if self.fit is not None:
             budgets = self.fit.runs.numeric("flops")
-            return bool(budgets.min() * 0.999 <= flops <= budgets.max() * 1.001)
+            if not budgets.min() * 0.999 <= flops <= budgets.max() * 1.001:
+                return False
+            if "params_active" not in self.fit.runs:
+                return True
+            sizes, size = self.fit.runs.numeric("params_active"), self.optimum(flops)["params_active"]
+            return bool(sizes.min() / _BESIDE <= size <= sizes.max() * _BESIDE)
         best = self.optimum(flops)
         return all(low <= best.get(name, low) <= high for name, (low, high) in self.law.range.items())
 
@@ -243,13 +249,13 @@ def efficiency_multiplier(
     notes = [note for note in (ours.note, theirs.note) if note]
     extrapolated = not theirs.inside(flops)
     if extrapolated:
-        notes.append(f"{exponent(flops)} FLOPs is outside of the MoE's runs.")
+        notes.append(f"the best MoE at {exponent(flops)} FLOPs is outside of the MoE's runs.")
     if not np.isfinite(value):
         extrapolated = True
         notes.append("no dense budget within reach gives this loss, which lies below the dense runs' asymptote.")
     elif not ours.inside(flops * value):
         extrapolated = True
-        notes.append(f"{exponent(flops * value)} dense FLOPs is outside of the dense runs.")
+        notes.append(f"the best dense model at {exponent(flops * value)} FLOPs is outside of the dense runs.")
     return Multiplier(
         flops=flops,
         value=value,
@@ -302,9 +308,10 @@ def _cost(fit: Fit, granularity: float | None) -> tuple[float, float]:
 
 
 def _interval(draws: np.ndarray, level: float) -> tuple[float, float] | None:
-    draws = np.sort(draws[~np.isnan(draws)])
-    if not len(draws):
-        return None
+    """Central interval of the draws; None where there are none, or more of them than a tail have no value."""
     tail = (1 - level) / 2
+    if not len(draws) or np.mean(np.isnan(draws)) > tail:
+        return None
+    draws = np.sort(draws[~np.isnan(draws)])
     low, high = (draws[int(np.clip(round(share * (len(draws) - 1)), 0, len(draws) - 1))] for share in (tail, 1 - tail))
     return float(low), float(high)

@@ -65,7 +65,8 @@ def finish(session: Session, *, train_tokens: int) -> Finished:
 def _fit_and_plan(session: Session, train_tokens: int) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """fits.json and verification.json; those of the store while the rows behind them are the same."""
     store, study, wanted = session.store, session.study, session.study.verification
-    rows = list(store.rows(session.planned()).values())
+    planned = {run.run_id: run.stage for run in session.planned()}  # a run may have been a verification once
+    rows = [{**row, "stage": planned[run_id]} for run_id, row in store.rows(session.planned()).items()]
     rows += store.repeats(rows)
     digest = fits_digest(study, rows)
     fits, document = store.read_json("fits.json"), store.read_json("verification.json")

@@ -139,7 +139,10 @@ def fits_digest(study: StudySpec, rows: Sequence[Mapping[str, Any]]) -> str:
 def _fit_together(
     groups: Mapping[str, tuple[RunTable, str]], bootstrap: int, notes: list[str]
 ) -> tuple[dict[str, Fit], dict[str, Holdout]]:
-    """One irreducible loss for all groups that can be fitted; those that cannot are noted."""
+    """One irreducible loss for all causal groups that can be fitted; those that cannot are noted.
+
+    A router that sees later tokens leaks, and its loss has another floor: such a group is fitted alone.
+    """
     able = {}
     for name, (table, law) in groups.items():
         try:
@@ -148,24 +151,30 @@ def _fit_together(
         except InputError as error:
             notes.append(f"no law for {name}: {error}")
     shared = None
-    if len(able) > 1:
+    causal = {name: group for name, group in able.items() if not _leaks(group[0])}
+    if len(causal) > 1:
         try:
-            shared = fit_shared(able, bootstrap=bootstrap)
+            shared = fit_shared(causal, bootstrap=bootstrap)
         except InputError as error:
             notes.append(f"every law has an irreducible loss of its own: {error}")
-    if shared is not None:
-        fits = dict(shared.fits)
-    else:
-        fits = {}
-        for name, (table, law) in able.items():
-            try:
-                fits[name] = fit(table, law, bootstrap=bootstrap)
-            except InputError as error:
-                notes.append(f"the law for {name} has no bootstrap: {error}")
-                fits[name] = fit(table, law)
+    fits = {} if shared is None else dict(shared.fits)
+    alone = {name: group for name, group in able.items() if name not in fits}
+    for name, (table, law) in alone.items():
+        try:
+            fits[name] = fit(table, law, bootstrap=bootstrap)
+        except InputError as error:
+            notes.append(f"the law for {name} has no bootstrap: {error}")
+            fits[name] = fit(table, law)
     holdouts: dict[str, Holdout] = {}
     try:
-        holdouts = shared.holdout() if shared is not None else {name: found.holdout() for name, found in fits.items()}
+        if shared is not None:
+            holdouts |= shared.holdout(by="budget")
+        holdouts |= {name: fits[name].holdout(by="budget") for name in alone}
     except InputError as error:
         notes.append(f"no held-out score: {error}")
     return fits, holdouts
+
+
+def _leaks(table: RunTable) -> bool:
+    """Whether any row's loss is not causal."""
+    return "causal" in table and any(str(value).lower() in ("false", "0", "0.0") for value in table["causal"])
