@@ -1,5 +1,6 @@
 """What a model's loss will be: run table, law forms, published constants, fitting and uncertainty."""
 
+from isoflop.laws.comparison import ComparedLaw, Comparison, compare
 from isoflop.laws.conditions import matching
 from isoflop.laws.files import load_fit, save_fit
 from isoflop.laws.fitting import fit
@@ -20,13 +21,18 @@ from isoflop.laws.forms import (
     Unified,
 )
 from isoflop.laws.frontier import LawFrontier, MinimaFrontier, Multiplier, cost_between_runs, efficiency_multiplier
+from isoflop.laws.held_out import Holdout
 from isoflop.laws.law import Law
+from isoflop.laws.loading import load_form
 from isoflop.laws.minima import Minimum, isoflop_minima
 from isoflop.laws.numbers import exponent, parse_number
+from isoflop.laws.posterior import Posterior, posterior
+from isoflop.laws.profile import Profile, profile
 from isoflop.laws.published import PUBLISHED, published
 from isoflop.laws.reading import read_runs
 from isoflop.laws.reductions import best_of, last_of
-from isoflop.laws.result import Fit, Holdout
+from isoflop.laws.repeats import LackOfFit, NoiseFloor, lack_of_fit, noise_floor
+from isoflop.laws.result import Fit
 from isoflop.laws.shared import SharedFit, fit_shared
 from isoflop.laws.table import RunTable
 from isoflop.laws.writing import write_runs
@@ -37,11 +43,14 @@ __all__ = [
     "Allocation",
     "AllocationLoss",
     "Chinchilla",
+    "ComparedLaw",
+    "Comparison",
     "FineGrained",
     "Fit",
     "Form",
     "Holdout",
     "Joint",
+    "LackOfFit",
     "Law",
     "LawFrontier",
     "Leverage",
@@ -49,7 +58,10 @@ __all__ = [
     "Minimum",
     "Multiplier",
     "Neutral",
+    "NoiseFloor",
     "Parameter",
+    "Posterior",
+    "Profile",
     "Repetition",
     "Routed",
     "RunTable",
@@ -57,16 +69,22 @@ __all__ = [
     "Sparsity",
     "Unified",
     "best_of",
+    "compare",
     "cost_between_runs",
     "efficiency_multiplier",
     "exponent",
     "fit",
     "fit_shared",
     "isoflop_minima",
+    "lack_of_fit",
     "last_of",
     "load_fit",
+    "load_form",
     "matching",
+    "noise_floor",
     "parse_number",
+    "posterior",
+    "profile",
     "published",
     "read_runs",
     "save_fit",

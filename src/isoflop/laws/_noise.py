@@ -8,8 +8,6 @@ a negative log likelihood: for least squares it is the objective / σ².
 import math
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import erf, ndtr
 
 from isoflop.laws._diagnosis import noise_scale
 
@@ -60,9 +58,11 @@ def log_likelihood(objective: float, n_rows: int, delta: float | None) -> float:
     if delta is None:
         return -0.5 * n_rows * (math.log(2 * math.pi * 2 * mean) + 1)
 
+    from scipy.optimize import minimize_scalar  # scipy is slow to import, and a fit alone does without
+
     def cost(log_scale: float) -> float:
         s = math.exp(log_scale)
-        middle = math.sqrt(2 * math.pi * s) * float(erf(delta / math.sqrt(2 * s)))
+        middle = math.sqrt(2 * math.pi * s) * math.erf(delta / math.sqrt(2 * s))
         return math.log(middle + 2 * s / delta * math.exp(-(delta**2) / (2 * s))) + mean / s
 
     centre = math.log(mean)
@@ -72,6 +72,6 @@ def log_likelihood(objective: float, n_rows: int, delta: float | None) -> float:
 
 def _moments(k: float) -> tuple[float, float]:
     """E[ψ²] and E[ψ'] for standard normal noise and delta k."""
-    inside = 2 * float(ndtr(k)) - 1
+    inside = math.erf(k / math.sqrt(2))
     density = math.exp(-0.5 * k * k) / math.sqrt(2 * math.pi)
     return inside - 2 * k * density + k * k * (1 - inside), inside

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student
 
 from isoflop.errors import InputError
 from isoflop.laws._noise import spread, worth
@@ -76,9 +75,11 @@ def profile(fit: Fit, parameter: str, *, level: float = 0.9, points: int = 41) -
             "add runs."
         )
     noise = max(spread(fit.weighted_residuals, fit.n_free, fit.huber_delta), _LEAST)
+    from scipy.special import stdtrit  # scipy is slow to import, and most users of laws do without
+
     path = _Path(fit, parameter)
     per_nat = worth(noise, fit.huber_delta)
-    threshold = float(student.ppf((1 + level) / 2, spare) ** 2)
+    threshold = float(stdtrit(spare, (1 + level) / 2) ** 2)
     enough = 0.5 * threshold * per_nat
     marched = path.marched(enough, noise)
     step = points // 2 + 1

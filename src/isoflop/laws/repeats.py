@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from scipy import stats
 
 from isoflop.errors import InputError
 from isoflop.laws.reading import derive
@@ -41,7 +40,9 @@ class NoiseFloor:
 
     def difference(self, level: float = 0.9) -> float:
         """How far apart in ln L two single runs lie by noise alone, at most, in this share of cases."""
-        return float(stats.t.ppf((1 + level) / 2, self.n_repeats) * np.sqrt(2) * self.sd)
+        from scipy.special import stdtrit  # scipy is slow to import, and most users of laws do without
+
+        return float(stdtrit(self.n_repeats, (1 + level) / 2) * np.sqrt(2) * self.sd)
 
     def tells_apart(self, first: Any, second: Any, level: float = 0.9) -> np.ndarray:
         """Whether losses of single runs differ by more than noise, with the shapes of the two broadcast.
@@ -110,6 +111,8 @@ def noise_floor(
     Raises:
         InputError: if the level is not between 0 and 1, or the column of the loss is absent.
     """
+    from scipy.special import chdtri
+
     if not 0 < level < 1:
         raise InputError(f"level is {level:g}; it must be between 0 and 1.")
     done = derive(runs.usable())
@@ -118,7 +121,7 @@ def noise_floor(
     squares, freedom, n_sets = _within(np.log(loss[keep]), repeats(done, columns)[keep])
     if not freedom:
         return None
-    ends = [float(np.sqrt(squares / stats.chi2.ppf(tail, freedom))) for tail in ((1 + level) / 2, (1 - level) / 2)]
+    ends = [float(np.sqrt(squares / chdtri(freedom, tail))) for tail in ((1 - level) / 2, (1 + level) / 2)]
     return NoiseFloor(
         sd=float(np.sqrt(squares / freedom)),
         interval=(ends[0], ends[1]),
@@ -135,6 +138,8 @@ def lack_of_fit(fit: Fit) -> LackOfFit | None:
     Analysis, ch. 2): F = ((SS - SS_repeats) / (m - p)) / (SS_repeats / (n - m)), n rows in m settings, p parameters. It
     is exact for a law that is linear near its minimum, and outliers among the repeats weaken it.
     """
+    from scipy.special import fdtrc
+
     from isoflop.laws.fitting import refit
 
     setting = repeats(fit.runs, fit.form.columns)
@@ -149,7 +154,7 @@ def lack_of_fit(fit: Fit) -> LackOfFit | None:
     per_setting = (fit.n_rows) / n_settings
     return LackOfFit(
         statistic=statistic,
-        p_value=float(stats.f.sf(statistic, spare, freedom)),
+        p_value=float(fdtrc(spare, freedom, statistic)),
         n_settings=n_settings,
         n_repeats=freedom,
         misfit=float(np.sqrt(max(missed / spare - pure / freedom, 0.0) / per_setting)),
