@@ -52,6 +52,18 @@ def test_single_granularity_keeps_the_name_and_all_templates_share_shapes() -> N
         ({"architectures": [{"name": "a/b"}]}, "name is 'a/b'; it must start with a letter or digit"),
         ({"architectures": [{"name": "a"}, {"name": "a"}]}, "architectures holds 'a' twice"),
         (
+            {
+                "architectures": [
+                    {"name": "a", "experts": {"granularity": [1], "expansion_rate": 2}},
+                    {"name": "a", "experts": {"granularity": [2], "expansion_rate": 4}},
+                ]
+            },
+            "architectures holds 'a' twice",
+        ),
+        ({"seeds": [0, 0]}, "seeds is [0, 0]; seeds are whole numbers"),
+        ({"extra_seeds": {"seeds": [-1]}}, "extra_seeds.seeds is [-1]"),
+        ({"verification": {"flops": 1e12, "seeds": [10**23]}}, "verification.seeds is"),
+        (
             {"architectures": [{"name": "a", "experts": {"expansion_rate": 2, "granularity": [1, "x"]}}]},
             "architectures.0.experts: granularity is 'x'",
         ),

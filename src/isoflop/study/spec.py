@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -21,6 +21,11 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _RESERVED: Final = {*BUDGETS, "seed", "threads"}
 PYTHON_STDLIB: Final = "python-stdlib"
 """Name of the embedded corpus: the Python standard library's own source."""
+
+
+def _check_seeds(field: str, seeds: Sequence[int]) -> None:
+    if any(not 0 <= seed < 2**63 for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise InputError(f"{field} is {list(seeds)}; seeds are whole numbers from 0 to 2^63 - 1, each once.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +167,7 @@ class Verification:
             raise InputError(f"verification.flops is {self.flops}; it must be a finite number greater than 0.")
         if not self.seeds:
             raise InputError("verification.seeds is empty; give at least one seed.")
+        _check_seeds("verification.seeds", self.seeds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,8 +235,7 @@ class StudySpec:
             raise InputError(f"bootstrap is {self.bootstrap}; it must be 0 (no intervals) or at least 20.")
         if not 1.1 <= self.size_spacing <= 4:
             raise InputError(f"size_spacing is {self.size_spacing}; it must be between 1.1 and 4.")
-        if any(seed < 0 for seed in self.seeds):
-            raise InputError(f"seeds is {list(self.seeds)}; a seed must not be negative.")
+        _check_seeds("seeds", self.seeds)
         for budget in self.budgets:
             if not 0 < budget < float("inf"):
                 raise InputError(f"budgets holds {budget}; a budget must be a finite number greater than 0.")
@@ -241,10 +246,14 @@ class StudySpec:
             if not sizes or not all(size > 0 for size in sizes):
                 raise InputError(f"params_active.{budget:g} is {list(sizes)}; give at least one size greater than 0.")
         names = [architecture.name for architecture in self.expanded]
-        for name in names:
+        written = [architecture.name for architecture in self.architectures]
+        for name in written:
+            if written.count(name) > 1:
+                raise InputError(f"architectures holds {name!r} twice; names must differ.")
             if names.count(name) > 1:
                 raise InputError(f"architectures holds {name!r} twice; names must differ.")
         if self.extra_seeds is not None:
+            _check_seeds("extra_seeds.seeds", self.extra_seeds.seeds)
             self._check_budgets("extra_seeds.budgets", self.extra_seeds.budgets or ())
             self._check_names("extra_seeds.architectures", self.extra_seeds.architectures or ())
         if self.verification is not None:
