@@ -194,3 +194,12 @@ def test_reductions_say_what_they_kept() -> None:
     assert best.notes[1] == "of 3 rows the lowest loss where cell agree: 2."
     with pytest.raises(InputError, match="row 1: cell is missing, so that the row belongs to nothing"):
         best_of(RunTable([{"cell": None, "loss": 1.0}, {"cell": "x", "loss": 1.0}]), ["cell"])
+
+
+def test_flops_of_its_own_vouch_for_short_runs_of_large_models() -> None:
+    rng = np.random.default_rng(0)
+    params, tokens = 10 ** rng.uniform(6.1, 6.4, 9), 10 ** rng.uniform(4.8, 5.2, 9)
+    rows = {"params_total": params, "params_active": params, "tokens": tokens, "loss": 5 - np.log10(tokens) / 5}
+    with pytest.raises(InputError, match="looks like"):
+        fit(rows)
+    assert fit({**rows, "flops": 7 * params * tokens}).n_rows == 9

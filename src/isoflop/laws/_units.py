@@ -31,7 +31,7 @@ def check_units(table: RunTable, *, target: str) -> None:
         size = min(sizes, key=table.columns.index)  # the other one was derived from it
     params, tokens = table.numeric(size), table.numeric("tokens")
     few = (params > _LARGE) & (tokens < params / _SHORT)
-    if np.nanmedian(params) > _LARGE and np.nanmedian(tokens) < _LARGE:
+    if np.nanmedian(params) > _LARGE and np.nanmedian(tokens) < _LARGE and not _flops_agree(table, params, tokens):
         few |= tokens < _LARGE
     if few.any():
         raise _scaled(table, "tokens", few, size, _USUAL * params[few] / tokens[few])
@@ -84,6 +84,14 @@ def _scaled(table: RunTable, column: str, mask: np.ndarray, other: str, lacking:
         f"looks like {unit} ({int(mask.sum())} of {len(table)} rows); write {value:g}{suffix}, or use --set "
         f'"{column}={column}*{factor}" if all rows are so.'
     )
+
+
+def _flops_agree(table: RunTable, params: np.ndarray, tokens: np.ndarray) -> bool:
+    """Whether the table's own flops (not derived ones) vouch for the units of parameters and tokens."""
+    if "flops" not in table or any(note.startswith(("flops is absent", "tokens is absent")) for note in table.notes):
+        return False
+    ratio = table.numeric("flops") / (6 * params * tokens)
+    return bool(np.nanmax(ratio) < _APART and np.nanmin(ratio) > 1 / _APART)
 
 
 def _check_flops(table: RunTable, size: str, params: np.ndarray, tokens: np.ndarray) -> None:
