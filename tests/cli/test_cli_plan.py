@@ -14,6 +14,7 @@ from isoflop.cli.plan import plan
 from isoflop.errors import InputError
 from isoflop.planner import Template, sizes_around
 from isoflop.spec import load_spec, save_spec
+from isoflop.train import TrainConfig, resolve
 
 APP = typer.Typer()
 APP.command()(plan)
@@ -112,6 +113,86 @@ def test_table_for_people():
     assert "isoflop train --spec spec.yaml --data DATA --out RUN --tokens 2" in text
 
 
+def test_hours_of_hardware_and_every_limit():
+    arguments = (
+        *("--law", "krajewski-2024-e64", "--law", "krajewski-2024-dense", "--gpu-hours", "2000", "--devices", "64"),
+        *("--hardware", "h100-sxm", "--utilisation", "0.4", "--price", "2.5", "--carbon-intensity", "400"),
+        *("--expert-parallel", "8", "--inference-tokens", "1T", "--max-decode-ms", "5"),
+        *("--tokens-available", "100B", "--repeat", "--max-epochs", "4", "--micro-batch", "2"),
+    )
+    found = document(*arguments)
+    assert found["flops"] == pytest.approx(2000 * 3600 * 989.4e12 * 0.4)
+    limits = {"tokens_available", "max_epochs", "memory_per_device", "max_decode_ms", "expert_parallel"}
+    assert found["constraint_costs"].keys() == limits | {"inference_tokens"}
+    best = found["best"]
+    assert best["memory_bytes"] <= 80e9
+    spent = best["expense"]
+    assert spent["price"] == pytest.approx(2.5 * spent["device_hours"])
+    assert spent["kg_co2e"] == pytest.approx(0.4 * spent["kwh"])
+    assert found["machine"]["devices"] == 64
+    assert found["against_dense"]["multiplier"]["value"] > 10
+    assert found["training"]["batch_tokens"] % 1024 == 0
+    assert found["training"]["command"].endswith("--dtype bfloat16")
+    text = run(*arguments)
+    for words in (
+        "memory_per_device costs",
+        "inference_tokens costs",
+        "GB a device",
+        "ms a token at least",
+        "kg CO2e; price",
+        "against dense: dense needs",
+        "models to build",
+        "training by rule: learning rate",
+        "taken to reach 40%",
+    ):
+        assert words in text
+    free = document(*arguments, "--memory-per-device", "none")
+    assert "memory_per_device" not in free["constraint_costs"]
+
+
+def test_training_is_what_the_trainer_would_do(tmp_path):
+    out = tmp_path / "spec.yaml"
+    found = document("--law", "besiroglu-2024", "--flops", "1e18", "--spec-out", str(out))
+    spec = load_spec(out)
+    how = found["training"]
+    resolved = resolve(spec, TrainConfig(tokens=how["tokens"]))
+    assert how["learning_rate"] == resolved.learning_rate
+    assert how["steps"] == resolved.steps
+    assert how["batch_tokens"] == resolved.batch_tokens
+    assert f"--spec {out} " in how["command"]
+    assert f"--tokens {how['tokens']}" in how["command"]
+
+
+def test_on_a_cpu_both_optima_are_printed(tmp_path):
+    arguments = ("--law", "krajewski-2024-e64", "--hours", "1000", "--hardware", "cpu", "--measured-flops", "20e9")
+    text = run(*arguments)
+    assert "best at equal FLOPs: moe-e64-g" in text
+    assert "best at equal time: moe-e64-g" in text
+    table = {"name": "flat", "command": "-", "rows": [{"d_expert": 8, "relative": 1}]}
+    (tmp_path / "flat.json").write_text(json.dumps(table))
+    found = document(*arguments, "--speed", str(tmp_path / "flat.json"))
+    assert found["best_for_time"]["granularity"] == found["best_for_flops"]["granularity"]
+    assert document(*arguments)["best_for_time"]["granularity"] < found["best"]["granularity"]
+    assert document(*arguments, "--speed", "none")["best_for_time"] is None
+
+
+@pytest.mark.parametrize(
+    ("law", "rate", "column", "value"),
+    [
+        ("li-2026", "5.6666667", "expert_attention_ratio", 1.223),
+        ("tian-2025", "32.258", "leverage", 7.16),
+    ],
+)
+def test_laws_of_something_else_answer_their_own_question(law, rate, column, value):
+    arguments = ("--law", law, "--flops", {"li-2026": "1e20", "tian-2025": "1e22"}[law], "--expansion-rate", rate)
+    rows = document(*arguments)["rows"]
+    assert max(row[column] for row in rows) == pytest.approx(value, abs=0.01)
+    text = run(*arguments)
+    assert f"{column}: " in text
+    with pytest.raises(InputError, match="flops is not given"):
+        run("--law", law)
+
+
 def test_a_fit_plans_integer_models(fit_document, tmp_path):
     path = tmp_path / "fit.json"
     path.write_text(json.dumps(fit_document))
@@ -187,6 +268,15 @@ def test_a_study_brings_its_architectures(fit_document, tmp_path):
         (["--spec-out", "absent/spec.yaml"], "spec_out is absent/spec.yaml, which cannot be written"),
         (["--vocab-size", "0"], "vocab_size is 0"),
         (["--template", "absent.yaml"], "spec file absent.yaml cannot be read"),
+        (["--hours", "3"], "budget: --flops and --hours are given; give exactly one"),
+        (["--utilisation", "0.4"], "utilisation is 0.4, but hardware is not given"),
+        (["--hardware", "h9"], "hardware is 'h9'; give one of a100-40-sxm"),
+        (["--speed", "gpu"], "speed is 'gpu'; give one of cpu"),
+        (["--memory-per-device", "big"], "memory_per_device is 'big'; it must be a number"),
+        (["--max-decode-ms", "3"], "max_decode_ms is given, but hardware is not given"),
+        (["--expert-parallel", "7"], "expert_parallel is 7, which divides no number of experts"),
+        (["--max-epochs", "3"], "max_epochs is 3 without repeat"),
+        (["--multiple", "0"], "multiple is 0"),
     ],
 )
 def test_wrong_input_is_one_sentence(arguments, words, tmp_path, monkeypatch):
@@ -220,6 +310,8 @@ def test_planning_is_quick_and_needs_no_torch():
         "from isoflop.planner import plan\n"
         "import isoflop.cli.plan\n"
         "plan(flops=1.93e20, law='krajewski-2024-e64').best.spec\n"
+        "from isoflop.cli._plan import training\n"
+        "training(plan(flops=1.93e20, law='krajewski-2024-e64'), None)\n"
         "assert 'torch' not in sys.modules, 'torch was imported'\n"
         "print(time.process_time())\n"
     )

@@ -116,6 +116,10 @@ def plan(
     from isoflop.planner import Template
     from isoflop.spec import load_spec, save_spec
 
+    budgets = [name for name, text in (("flops", flops), ("gpu-hours", gpu_hours), ("hours", hours)) if text]
+    if len(budgets) > 1:
+        raise InputError(f"budget: --{' and --'.join(budgets)} are given; give exactly one.")
+
     def number(name: str, text: str | None) -> float | None:
         return None if text is None else parse_number(name, text)
 
@@ -149,6 +153,8 @@ def plan(
         else:
             print_answer(answer)
         return
+    if not budgets:
+        raise InputError("budget: none is given; give --flops, or --gpu-hours or --hours with --hardware.")
     result = planner.plan(
         flops=number("flops", flops),
         device_hours=number("gpu_hours", gpu_hours),

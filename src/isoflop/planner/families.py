@@ -46,7 +46,10 @@ _NEAR: Final = 8
 """Integer models nearest to a continuous shape among which the best are sought."""
 
 _COARSE: Final = 2.0
-"""Spacing of the models between which the memory of continuous shapes is interpolated."""
+"""Spacing of the models between which costs of other sizes are interpolated."""
+
+_COARSER: Final = 3.0
+"""Likewise the memory of continuous shapes, which takes longer to count."""
 
 _READ: Final = 2
 """Bytes of a number that decoding reads."""
@@ -278,7 +281,7 @@ def _counted(spec: DecoderSpec, convention: str) -> Count:
 @lru_cache(maxsize=256)
 def _memory_curve(template: Template, settings: tuple[tuple[str, int], ...]) -> tuple[np.ndarray, np.ndarray]:
     """Active parameters without the router, and bytes of each device, of a template's models."""
-    specs = ladder(template, largest=1e13, spacing=_COARSE)
+    specs = ladder(template, largest=1e12, spacing=_COARSER)
     counts = [_counted(spec, "6ND") for spec in specs]
     sizes = np.array([each.params_active - each.params_router for each in counts], dtype=float)
     return sizes, np.array([memory_per_device(spec, **dict(settings)) for spec in specs])

@@ -17,9 +17,6 @@ from isoflop.spec import AttentionSpec, DecoderSpec, FeedForwardSpec, count
 SPACING = 2**0.5
 """Default ratio of the active parameters of neighbouring rungs."""
 
-FINE = 1.1
-"""Spacing of the ladder where one model near to a given size is wanted."""
-
 MINIMUM_WIDTH = 16
 """Smallest d_model of the ladder."""
 
@@ -117,30 +114,28 @@ def sizes_around(
     return rungs[first : first + n]
 
 
-def nearest(
-    template: Template, params_active: float, n: int, *, with_embedding: bool = False, spacing: float = FINE
-) -> list[DecoderSpec]:
-    """The `n` models of the family whose dense size is nearest (in ratio) to `params_active`, nearest first.
+def nearest(template: Template, params_active: float, n: int, *, with_embedding: bool = False) -> list[DecoderSpec]:
+    """The `n` models of the family that are nearest to a size, the nearest first; they need not be rungs.
+
+    Near in the parameters of the dense model (attention, feed-forward, norms), in aspect and in the ratio of d_ff to
+    d_model, as the ladder weighs them. At least the smallest model comes back.
 
     Args:
         template: the family.
-        params_active: size to be near, of attention, feed-forward and norms.
-        n: how many models.
+        params_active: size to be near.
+        n: how many models at most.
         with_embedding: whether the size holds embedding and head as well.
-        spacing: of the ladder that they are taken from.
     """
-    if not with_embedding:
-        around = sizes_around(template, params_active, n + 2, spacing=spacing)
-    else:
-        around = ladder(template, largest=2 * params_active, spacing=spacing)[-64:]
-        around = around or sizes_around(template, 1.0, n)
-
-    def distance(spec: DecoderSpec) -> float:
-        counted = count(replace(spec, experts=None))
-        size = counted.params_active + (counted.params_embedding if with_embedding else 0)
-        return abs(math.log(size / params_active))
-
-    return sorted(around, key=distance)[:n]
+    dense = replace(template, name="", experts=None, granularities=_granularities(template))
+    matrices = (1 if template.tied_head else 2) * with_embedding
+    found: list[tuple[float, int, int, int]] = []
+    for d_model in _widths(dense):
+        target = params_active - matrices * template.vocab_size * d_model
+        if target < _layer_params(dense, d_model)[0] / 2:
+            break
+        found += _shapes_near(dense, [d_model], target)
+    shapes = [(d_model, n_layers) for _, _, d_model, n_layers in sorted(found)[:n]] or [(_widths(dense)[0], 2)]
+    return [architecture(template, d_model=d_model, n_layers=n_layers) for d_model, n_layers in shapes]
 
 
 def neighbour(template: Template, spec: DecoderSpec, steps: int, spacing: float = SPACING) -> DecoderSpec | None:
@@ -180,7 +175,12 @@ def expected_optimum(flops: float, *, tokens_per_param: float = 20.0, template: 
 
 def dense_params(spec: DecoderSpec) -> int:
     """Active non-embedding parameters of the dense model with this shape: the size of a rung."""
-    return count(replace(spec, experts=None)).params_active
+    return _active_params(spec if spec.experts is None else replace(spec, experts=None))
+
+
+@lru_cache(maxsize=16384)
+def _active_params(spec: DecoderSpec) -> int:
+    return count(spec).params_active
 
 
 def _head_dim(template: Template, d_model: int) -> int:
