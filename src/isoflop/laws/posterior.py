@@ -35,6 +35,10 @@ class Posterior:
     acceptance: float
     """Share of the proposals that were accepted."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionary for JSON, without the draws."""
+        return {name: value for name, value in vars(self).items() if name not in ("fit", "noise")}
+
 
 def posterior(
     fit: Fit,
