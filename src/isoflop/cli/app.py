@@ -7,8 +7,10 @@ import typer
 from typer.core import TyperGroup
 
 from isoflop import __version__
+from isoflop.cli.compare import compare
 from isoflop.cli.count import count
 from isoflop.cli.fit import fit
+from isoflop.cli.laws import laws
 from isoflop.cli.next_run import next_run
 from isoflop.cli.plan import plan
 from isoflop.cli.prepare import prepare
@@ -66,6 +68,8 @@ app.command()(count)
 app.command()(train)
 app.command()(sample)
 app.command()(fit)
+app.command()(compare)
+app.command()(laws)
 app.command(epilog=f"Which run to do first, to plan with more certainty: isoflop {_TWO_WORDS} --help")(plan)
 app.command(_TWO_WORDS)(next_run)
 app.add_typer(study_app, name="study")
