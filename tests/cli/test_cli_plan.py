@@ -4,6 +4,7 @@ import itertools
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -318,3 +319,13 @@ def test_planning_is_quick_and_needs_no_torch():
     command = [sys.executable, "-c", program]
     seconds = subprocess.run(command, check=True, capture_output=True, timeout=60, text=True).stdout
     assert float(seconds) < 1
+
+
+def test_plots_are_written_and_named(tmp_path: Path) -> None:
+    found = CliRunner().invoke(
+        APP, ["--law", "krajewski-2024-e64", "--flops", "1e20", "--plots", str(tmp_path / "p"), "--json"]
+    )
+    assert found.exit_code == 0, found.output
+    names = json.loads(found.stdout)["figures"]
+    assert sorted(Path(name).name for name in names) == sorted(path.name for path in (tmp_path / "p").iterdir())
+    assert {"plan-choices.png", "plan-isoloss.svg", "plan-budgets.png"} <= {Path(name).name for name in names}

@@ -104,6 +104,9 @@ def plan(
     ] = None,
     head_dim: Annotated[int | None, typer.Option(help="Size of a head, such as 64 or 128.")] = None,
     within: Annotated[float, typer.Option(help="Nats above the best that count as near-optimal.")] = 0.002,
+    plots: Annotated[
+        Path | None, typer.Option(metavar="DIRECTORY", help="Write figures of the plan there (PNG and SVG).")
+    ] = None,
     spec_out: Annotated[
         Path | None, typer.Option(help="Write the best model's spec to this .yaml or .json file.")
     ] = None,
@@ -189,11 +192,20 @@ def plan(
             save_spec(result.to_train.spec, spec_out)
         except OSError as error:
             raise InputError(f"spec_out is {spec_out}, which cannot be written: {error.strerror}.") from None
+    figures: list[Path] = []
+    if plots is not None:
+        from isoflop.report import write_plan_figures
+
+        figures = write_plan_figures(result, laws, plots)
     how = training(result, spec_out)
     if json:
-        print_json({**result.to_dict(within), "training": how})
+        drawn = {"figures": [str(path) for path in figures]} if figures else {}
+        print_json({**result.to_dict(within), "training": how, **drawn})
         return
     print_plan(result, within, how, ", ".join(law))
+    for path in figures:
+        if path.suffix == ".png":
+            typer.echo(f"figure: {path}")
 
 
 def _machine(
