@@ -44,30 +44,30 @@ def test_a_linear_law_has_students_posterior(linear: Fit) -> None:
 
 def test_draws_serve_as_those_of_a_bootstrap_do() -> None:
     plain = fit(runs(30, 0, 0.004))
-    found = posterior(plain, draws=500)
+    found = posterior(plain, draws=200)
     assert found.fit.parameters == plain.parameters
-    assert all(len(values) == 500 for values in found.fit.draws.values())
+    assert all(len(values) == 200 for values in found.fit.draws.values())
     for name, (low, high) in found.fit.intervals.items():
         assert low < plain.parameters[name] < high
     low, high = found.fit.predict_interval({"params_total": 1e9, "tokens": 1e10})
     assert low[0] < plain.predict({"params_total": 1e9, "tokens": 1e10})[0] < high[0]
     bootstrap = fit(runs(30, 0, 0.004), bootstrap=100)
-    again = posterior(bootstrap, draws=500)
+    again = posterior(bootstrap, draws=200)
     for name in TRUTH:
         ratio = np.std(np.log(again.fit.draws[name])) / np.std(np.log(found.fit.draws[name]))
-        assert ratio == pytest.approx(1, abs=0.25)  # wherever the walkers start
+        assert ratio == pytest.approx(1, abs=0.3)  # wherever the walkers start
 
 
 def test_a_prior_and_the_bounds_shape_it() -> None:
     table = {**runs(30, 2, 0.004), "params_total": np.full(30, 1e9)}
-    found = posterior(fit(table, pinned={"E": 1.6}, priors={"alpha": (0.31, 0.02)}), draws=1000)
+    found = posterior(fit(table, pinned={"E": 1.6}, priors={"alpha": (0.31, 0.02)}), draws=400)
     assert np.mean(found.fit.draws["alpha"]) == pytest.approx(0.31, abs=0.005)
     assert np.std(found.fit.draws["alpha"]) == pytest.approx(0.02, rel=0.2)
     assert (found.fit.draws["beta"] >= 0).all()
 
 
 def test_the_same_seed_draws_the_same(linear: Fit) -> None:
-    first, second, other = (posterior(linear, seed=seed).fit.draws["E"] for seed in (3, 3, 4))
+    first, second, other = (posterior(linear, seed=seed, draws=100).fit.draws["E"] for seed in (3, 3, 4))
     assert np.array_equal(first, second)
     assert not np.array_equal(first, other)
 

@@ -65,13 +65,13 @@ def test_a_prior_narrows_the_interval() -> None:
 
 @pytest.mark.parametrize("delta", [1e-3, None])
 def test_intervals_cover(delta: float | None) -> None:
-    """50 data sets: a 90% interval covers 45 ± 2.1 of them."""
+    """36 data sets: a 90% interval covers 32 ± 1.8 of them."""
     covered = 0
-    for seed in range(50):
+    for seed in range(36):
         found = fit(runs(24, 100 + seed, 0.004), huber_delta=delta, restarts=4)
         low, high = profile(found, "alpha", points=9).interval
         covered += low <= TRUTH["alpha"] <= high
-    assert 39 <= covered <= 50
+    assert 27 <= covered <= 36
 
 
 def test_wrong_arguments_are_sentences() -> None:
