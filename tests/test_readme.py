@@ -42,7 +42,7 @@ COMMANDS = [line for block in blocks("sh") for line in block.splitlines() if lin
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_commands_exist(command: str) -> None:
     words = shlex.split(command, comments=True)
-    verb = words[1:3] if words[1] == "study" else words[1:2]
+    verb = words[1:3] if words[1] == "study" or words[1:3] == ["plan", "next-run"] else words[1:2]
     code = f"from isoflop.cli import app; app({[*verb, '--help']!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
