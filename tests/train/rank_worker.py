@@ -1,6 +1,7 @@
 """What one process of a distributed run does; importable, so that test processes can be started on it."""
 
 import os
+import signal
 from pathlib import Path
 
 from isoflop.spec import DecoderSpec
@@ -15,4 +16,10 @@ def train_rank(rank: int, world: int, port: int, spec: DecoderSpec, config: Trai
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
+    train(spec, config, data=data, out=out)
+
+
+def train_in_foreground(spec: DecoderSpec, config: TrainConfig, data: Path, out: Path) -> None:
+    """Train with the handler of SIGINT that a foreground process has; a shell's background jobs ignore the signal."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     train(spec, config, data=data, out=out)
