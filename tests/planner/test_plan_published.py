@@ -217,3 +217,22 @@ STRANGE = replace(laws.published("krajewski-2024-e64"), form=Strange())
 def test_wrong_input_names_argument_and_value(arguments, words):
     with pytest.raises(InputError, match=words):
         plan(**{"flops": 1e20, "law": "krajewski-2024-e64", **arguments})
+
+
+E_16 = [  # arXiv 2402.07871, Table 9: active parameters; 10th to 90th percentile of tokens; of granularity
+    (8.22e18, 100e6, (10.29e9, 17.73e9), (8, 16)),
+    (4.58e20, 1e9, (53.74e9, 103.54e9), (16, 32)),
+    (1.351e22, 7e9, (177.65e9, 511.43e9), (16, 32)),
+    (7.43e23, 70e9, (0.72e12, 3.22e12), (32, 64)),
+    (7.53e25, 1e12, (3.60e12, 28.22e12), (32, 128)),
+]
+
+
+@pytest.mark.parametrize(("flops", "active", "tokens", "granularity"), E_16)
+def test_ranges_of_the_papers_table_at_expansion_rate_16(
+    flops: float, active: float, tokens: tuple[float, float], granularity: tuple[int, int]
+) -> None:
+    best = plan(flops=flops, law="krajewski-2024-e16").best
+    assert best.params_active == pytest.approx(active, rel=0.01)  # the budget is the one that wants this size
+    assert tokens[0] <= best.tokens <= tokens[1]
+    assert granularity[0] <= best.granularity <= granularity[1]
