@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from isoflop.errors import InputError
+from isoflop.laws import exponent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -291,15 +292,7 @@ def short(value: float | None, digits: int = 3) -> str:
 
 def flops(value: float | None, digits: int = 3) -> str:
     """3e12, 2.95e18; an en dash if missing."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    if value == 0:
-        return "0"
-    exponent = math.floor(math.log10(abs(value)))
-    mantissa = round(value / 10**exponent, digits - 1)
-    if mantissa >= 10:
-        mantissa, exponent = mantissa / 10, exponent + 1
-    return f"{mantissa:g}e{exponent}"
+    return "–" if value is None or not math.isfinite(value) else exponent(value, digits)
 
 
 def factor(value: float | None) -> str:
