@@ -7,6 +7,7 @@ from isoflop.errors import InputError, RunError
 from isoflop.spec import (
     AttentionSpec,
     DecoderSpec,
+    DepthRoutingSpec,
     ExpertsSpec,
     FeedForwardSpec,
     RouterSpec,
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AttentionSpec",
     "DecoderSpec",
+    "DepthRoutingSpec",
     "ExpertsSpec",
     "FeedForwardSpec",
     "InputError",

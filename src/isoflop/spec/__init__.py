@@ -6,6 +6,7 @@ Frozen, keyword-only dataclasses, their validation, and the one accounting of pa
 from isoflop.spec.attention import AttentionSpec
 from isoflop.spec.count import CONVENTIONS, Count, count, expert_layer_flops
 from isoflop.spec.decoder import DecoderSpec
+from isoflop.spec.depth_routing import DepthRoutingSpec
 from isoflop.spec.experts import ExpertsSpec, RouterSpec
 from isoflop.spec.feed_forward import FeedForwardSpec
 from isoflop.spec.io import load_spec, parse_spec, save_spec, spec_to_dict
@@ -16,6 +17,7 @@ __all__ = [
     "AttentionSpec",
     "Count",
     "DecoderSpec",
+    "DepthRoutingSpec",
     "ExpertsSpec",
     "FeedForwardSpec",
     "Memory",

@@ -39,4 +39,5 @@ def _label(spec: object) -> str:
         "FeedForwardSpec": "feed_forward.",
         "ExpertsSpec": "experts.",
         "RouterSpec": "experts.router.",
+        "DepthRoutingSpec": "depth_routing.",
     }.get(type(spec).__name__, "")

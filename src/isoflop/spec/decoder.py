@@ -6,6 +6,7 @@ from typing import Final
 from isoflop.errors import InputError
 from isoflop.spec._checks import STRICT_FIELDS, require_positive
 from isoflop.spec.attention import AttentionSpec
+from isoflop.spec.depth_routing import DepthRoutingSpec
 from isoflop.spec.experts import ExpertsSpec
 from isoflop.spec.feed_forward import FeedForwardSpec
 
@@ -15,7 +16,7 @@ MOST_LAYERS: Final = 2**16
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderSpec:
-    """A pre-norm decoder-only Transformer whose feed-forward layers are dense or fine-grained MoE."""
+    """A pre-norm decoder-only Transformer: dense or fine-grained MoE, with or without depth routing (MoD, MoDE)."""
 
     __pydantic_config__ = STRICT_FIELDS
 
@@ -33,6 +34,8 @@ class DecoderSpec:
     """The dense feed-forward layer, and the reference width of the experts."""
     experts: ExpertsSpec | None = None
     """Mixture of experts in place of the dense feed-forward; none: a dense model."""
+    depth_routing: DepthRoutingSpec | None = None
+    """Mixture-of-Depths: blocks that compute a part of the tokens; none: every block computes all."""
     tied_head: bool = False
     """Whether the output head shares the embedding matrix."""
     norm_eps: float = 1e-6
@@ -44,6 +47,7 @@ class DecoderSpec:
         require_positive(self, "vocab_size", "context", "n_layers", "d_model", "norm_eps", "init_scale")
         if self.n_layers > MOST_LAYERS:
             raise InputError(f"n_layers is {self.n_layers}; it can be at most {MOST_LAYERS}.")
+        self._check_depth_routing()
         if self.experts is None:
             return
         d_ff, granularity = self.feed_forward.d_ff, self.experts.granularity
@@ -63,9 +67,38 @@ class DecoderSpec:
                 f"n_layers={self.n_layers} no block would be MoE: lower them, or leave experts out."
             )
 
+    def _check_depth_routing(self) -> None:
+        routing = self.depth_routing
+        if routing is None:
+            return
+        if routing.capacity * self.context < 1:
+            raise InputError(
+                f"depth_routing.capacity is {routing.capacity}, which keeps no token of a context of {self.context}; "
+                f"it must be at least {1 / self.context:.3g}."
+            )
+        if not self.routed_layers:
+            raise InputError(
+                f"depth_routing.skip_first is {routing.skip_first} and depth_routing.every is {routing.every}; with "
+                f"n_layers={self.n_layers} no block would be routed: lower them, or leave depth_routing out."
+            )
+
     def is_expert_layer(self, layer: int) -> bool:
         """Whether block `layer` (from 0) is MoE."""
         return self.experts is not None and self.experts.is_expert_layer(layer)
+
+    def is_routed_layer(self, layer: int) -> bool:
+        """Whether block `layer` (from 0) computes a part of the tokens alone."""
+        return self.depth_routing is not None and self.depth_routing.is_routed_layer(layer)
+
+    @property
+    def routed_layers(self) -> tuple[int, ...]:
+        """The depth-routed blocks, from 0."""
+        return tuple(layer for layer in range(self.n_layers) if self.is_routed_layer(layer))
+
+    def kept_share(self, context: int | None = None) -> float:
+        """Share of a sequence's tokens that a routed block computes, ceil(capacity·n)/n; 1 without depth routing."""
+        length = self.context if context is None else context
+        return 1.0 if self.depth_routing is None else self.depth_routing.n_kept(length) / length
 
     @property
     def n_expert_layers(self) -> int:
@@ -79,8 +112,25 @@ class DecoderSpec:
 
     @property
     def is_causal(self) -> bool:
-        """False if a token's output may depend on later tokens of its own sequence."""
+        """False if, as trained, a token's output may depend on later tokens of its own sequence."""
+        experts_are = self.experts is None or self.experts.router.is_causal
+        return experts_are and (self.depth_routing is None or self.depth_routing.is_causal)
+
+    @property
+    def is_causal_when_sampled(self) -> bool:
+        """False if no rule lets the model decide token by token: experts that choose among all positions."""
         return self.experts is None or self.experts.router.is_causal
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is allowed but seldom meant, in sentences."""
+        names = {0: "first", self.n_layers - 1: "last"}
+        return tuple(
+            f"depth_routing routes the {names[layer]} of {self.n_layers} blocks (block {layer}, from 0); what it "
+            f"skips {'enters' if layer == 0 else 'leaves'} the model without it."
+            for layer in self.routed_layers
+            if layer in names and self.n_layers > 1
+        )
 
 
 _LARGEST_SUGGESTION: Final = 4096

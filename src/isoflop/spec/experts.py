@@ -65,6 +65,9 @@ class ExpertsSpec:
     """Experts per token are G × this (1: active parameters equal those of the dense layer); must be whole."""
     shared_experts: int = 0
     """Experts of width d_expert that every token uses, beside the routed ones."""
+    noop_experts: int = 0
+    """Experts that do nothing and cost nothing, among which the router may send a token (integrated MoDE; Raposo et
+    al. 2024, arXiv 2404.02258, sec. 4.4). Balanced, they take noop/(noop + G·E) of all choices."""
     output_norm: bool = True
     """RMSNorm on the layer's output; the fine-grained paper calls it crucial for G > 1."""
     skip_first: int = 0
@@ -76,7 +79,7 @@ class ExpertsSpec:
 
     def __post_init__(self) -> None:
         require_positive(self, "granularity", "expansion_rate", "activation_multiplier", "every")
-        require_non_negative(self, "shared_experts", "skip_first")
+        require_non_negative(self, "shared_experts", "noop_experts", "skip_first")
         for name, factor in (
             ("expansion_rate", self.expansion_rate),
             ("activation_multiplier", self.activation_multiplier),
@@ -104,10 +107,20 @@ class ExpertsSpec:
         return round(self.granularity * self.activation_multiplier)
 
     @property
+    def n_choices(self) -> int:
+        """Routed experts and no-op experts: what the router chooses among."""
+        return self.n_experts + self.noop_experts
+
+    @property
+    def computed_share(self) -> float:
+        """Share of a token's top_k choices that are computed if all experts, no-ops among them, have equal loads."""
+        return self.n_experts / self.n_choices
+
+    @property
     def sparsity(self) -> float:
         """S = 1 − active/total experts, shared ones counted in both (Li et al. 2026, arXiv 2603.10379)."""
         total = self.n_experts + self.shared_experts
-        return 1 - (self.top_k + self.shared_experts) / total
+        return 1 - (self.top_k * self.computed_share + self.shared_experts) / total
 
     @property
     def gates_after_norm(self) -> bool:
