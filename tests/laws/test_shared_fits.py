@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 
 from isoflop import InputError
-from isoflop.laws import FORMS, fit, fit_shared
+from isoflop.laws import FORMS, Form, fit, fit_shared
+from isoflop.laws._rows import as_table
+from isoflop.laws._solver import Problem
+from isoflop.laws.forms import Chinchilla
+from isoflop.laws.shared import _Together
 
 DENSE = {"E": 1.31, "A": 290.0, "B": 810.0, "alpha": 0.317, "beta": 0.331}
 MOE = {"c": 1.31, "g": 150.0, "a": 380.0, "b": 700.0, "gamma": 0.62, "alpha": 0.324, "beta": 0.322}
@@ -110,3 +114,75 @@ def test_one_group_or_too_few_rows_are_sentences() -> None:
     few = {name: values[:3] for name, values in made["dense"][0].items()}
     with pytest.raises(InputError, match="group dense has 3 usable rows for 4 parameters"):
         fit_shared({"dense": (few, "chinchilla"), "moe": made["moe"]})
+
+
+class Plain(Chinchilla):
+    """A user's law: terms alone."""
+
+    derivatives = Form.derivatives
+
+
+VALLEY = {
+    **{"e": 1.31, "a": 950.0, "b": 710.0, "c": 31.0, "v": 0.043, "alpha": 0.43, "beta": 0.317, "gamma": 0.71},
+    **{"lambda": 0.173, "rho": 0.37, "sigma": -0.043},
+}
+
+
+def with_valley(n: int, noise: float) -> dict[str, np.ndarray]:
+    """Runs whose loss has a valley in the expert–attention ratio, some of them dense."""
+    rng = np.random.default_rng(4)
+    table = {
+        "params_active": 10 ** rng.uniform(6.5, 9, n),
+        "tokens": 10 ** rng.uniform(8, 10.5, n),
+        "sparsity": rng.choice([0.0, 0.5, 0.8, 0.95], n),
+        "expert_attention_ratio": np.exp(rng.uniform(-2, 2, n)),
+    }
+    table |= {"params_total": table["params_active"], "flops": 6 * table["params_active"] * table["tokens"]}
+    loss = FORMS["allocation-loss"].predict(table, VALLEY) * np.exp(noise * rng.standard_normal(n))
+    return {**table, "loss": loss}
+
+
+@pytest.mark.parametrize(
+    ("form", "truth", "table"),
+    [
+        (FORMS["allocation-loss"], VALLEY, with_valley(30, 0.003)),
+        (Plain(), DENSE, groups(0.003)["dense"][0]),
+        (FORMS["fine-grained"], MOE, groups(0.003)["moe"][0]),
+    ],
+)
+def test_derivatives_together_equal_finite_differences(
+    form: Form, truth: dict[str, float], table: dict[str, np.ndarray]
+) -> None:
+    tables = {"dense": as_table(groups(0.003)["dense"][0]), "other": as_table(table)}
+    together = _Together({"dense": FORMS["chinchilla"], "other": form})
+    loss = np.concatenate([each.numeric("loss") for each in tables.values()])
+    problem = Problem(together, together.stack(tables), loss, pinned={}, huber_delta=1e-3)
+    values = {"asymptote": 1.31} | {f"dense.{name}": value for name, value in DENSE.items()}
+    values |= {f"other.{name}": value for name, value in truth.items()}
+    z = 1.02 * problem.coordinates({name: np.full((1, 1), value) for name, value in values.items()})
+    jacobian = problem.jacobian(problem.evaluate(z))[0]
+    for k, name in enumerate(problem.names):
+        step = np.zeros_like(z)
+        step[0, k] = 1e-6 * max(1.0, abs(z[0, k]))
+        below, above = problem.evaluate(z - step).residuals[0], problem.evaluate(z + step).residuals[0]
+        expected = (below - above) / (2 * step[0, k])
+        np.testing.assert_allclose(jacobian[k], expected, rtol=1e-4, atol=1e-7, err_msg=name)
+
+
+def test_a_law_with_a_valley_shares_its_asymptote() -> None:
+    made = {"dense": groups(0.003)["dense"], "moe": (with_valley(90, 0.003), "allocation-loss")}
+    found = fit_shared(made)
+    assert found.status == "converged", found.message
+    for name, (runs, law) in made.items():
+        pinned = fit(runs, law, pinned={FORMS[law].asymptote: found.asymptote})
+        assert found[name].objective == pytest.approx(pinned.objective, rel=1e-6)
+    assert abs(found["moe"].parameters["rho"] - VALLEY["rho"]) < 0.1
+
+
+def test_a_law_without_derivatives_gives_the_same_shared_fit() -> None:
+    made = groups(0.003)
+    exact = fit_shared(made)
+    plain = fit_shared({"dense": (made["dense"][0], Plain()), "moe": made["moe"]})
+    assert plain.status == "converged", plain.message
+    assert plain["dense"].parameters == pytest.approx(exact["dense"].parameters, rel=1e-4)
+    assert plain["moe"].objective == pytest.approx(exact["moe"].objective, rel=1e-6)

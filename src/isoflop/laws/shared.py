@@ -190,14 +190,14 @@ class _Together(Form):
         return _SHARED if name == self.forms[group].asymptote else f"{group}.{name}"
 
     def stack(self, tables: Mapping[str, RunTable]) -> dict[str, np.ndarray]:
-        """Columns [n] over all groups' rows; where a row is another group's, the group's geometric mean."""
+        """Columns [n] over all groups' rows; where a row is another group's, some value of the group's own."""
         group_of_row = self.group_of_row(tables)
         columns = {}
         for index, (group, form) in enumerate(self.forms.items()):
             own = group_of_row == index
             for name in form.columns:
                 values = tables[group].numeric(name)
-                column = np.full(len(own), np.exp(np.mean(np.log(values))))
+                column = np.full(len(own), values[0])
                 column[own] = values
                 columns[f"{group}.{name}"] = column
             columns[f"{group}.rows"] = own.astype(float)
@@ -230,11 +230,15 @@ class _Together(Form):
         return terms
 
     def derivatives(self, x: Columns, theta: Columns, terms: Columns) -> dict[tuple[str, str], np.ndarray]:
-        """The groups' derivatives; a term that is zero on other groups' rows has no derivative there."""
+        """The groups' derivatives, each on its own rows."""
         found: dict[tuple[str, str], np.ndarray] = {}
         for group, form in self.forms.items():
-            own = form.derivatives(_inner(group, x), _inner(group, theta), _inner(group, terms))
-            found |= {(f"{group}.{a}", f"{group}.{b}"): value for (a, b), value in own.items()}
+            inner, own = _inner(group, x), _inner(group, theta)
+            rows = x[f"{group}.rows"]
+            derivatives = form.derivatives(inner, own, form.terms(inner, own))
+            found |= {
+                (f"{group}.{a}", f"{group}.{b}"): rows * d for (a, b), d in derivatives.items() if b != form.asymptote
+            }
         return found
 
 
