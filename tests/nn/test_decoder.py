@@ -103,7 +103,7 @@ def test_cached_logits_equal_uncached_ones(name, steps):
 def test_cache_takes_the_bytes_that_the_accounting_says():
     spec = SPECS["dense"]
     cache = KVCache(spec, 1, CONTEXT)
-    held = sum(t.numel() * t.element_size() for t in (cache._keys, cache._values))
+    held = cache.bytes
     assert held == kv_cache_bytes(spec, tokens=CONTEXT)
 
 

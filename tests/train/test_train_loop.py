@@ -399,7 +399,7 @@ def test_thresholds_are_calibrated_in_micro_batches_of_the_run(tmp_path, expert_
     seen = []
     monkeypatch.setattr("isoflop.train.run.CALIBRATION_TOKENS", 600)
     monkeypatch.setattr("isoflop.train.run.calibrate_thresholds", lambda model, batches: seen.extend(batches))
-    monkeypatch.setattr(Run, "_sampled_loss", lambda self: None)
+    monkeypatch.setattr(Run, "_evaluate_as_sampled", lambda self: None)
     train(expert_choice, replace(QUICK, tokens=4096, batch_tokens=2048, micro_batch=8), data=data_dir, out=tmp_path)
     assert [tuple(tokens_BT.shape) for tokens_BT in seen] == [(8, 16)] * 5
 

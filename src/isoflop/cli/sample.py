@@ -31,6 +31,13 @@ def sample(
     n: Annotated[
         int, typer.Option(metavar="NUMBER", help=f"Continuations to generate, at most {_MOST_CONTINUATIONS}.")
     ] = 1,
+    depth_capacity: Annotated[
+        float | None,
+        typer.Option(
+            metavar="NUMBER",
+            help="Share of the tokens that depth-routed blocks compute: less is faster. Default: as trained.",
+        ),
+    ] = None,
     device: Annotated[
         str | None, typer.Option(metavar="NAME", help="Device such as cpu or cuda; default: cuda if there is one.")
     ] = None,
@@ -49,13 +56,16 @@ def sample(
 
     loaded = load_model(run, device=choose_device(device))
     model, tokenizer, end = loaded.model, loaded.tokenizer, loaded.manifest.end_of_document
-    routers = [layer.router for layer in model.moe_layers if layer.router.is_expert_choice]
-    if not all(router.is_calibrated() for router in routers):
+    experts = [layer.router for layer in model.moe_layers if layer.router.is_expert_choice]
+    calibrated = [router.is_calibrated() for router in experts] + [r.is_calibrated() for r in model.depth_routers]
+    if not all(calibrated):
         raise RunError(
-            f"{run} is an expert-choice model at step {loaded.step} of an unfinished run; the thresholds by which its "
-            f"experts choose tokens when sampling are set at the end of training."
+            f"{run} is {'an expert-choice' if experts else 'a depth-routed'} model at step {loaded.step} of an "
+            f"unfinished run; the thresholds by which its tokens are chosen when sampling are set at the end of training."
         )
-    model.expert_choice = "threshold"
+    model.decisions = "sampled"
+    if depth_capacity is not None:
+        model.set_depth_capacity(depth_capacity)
     try:
         tokens = tokenizer.encode(prompt) or [end]
     except UnicodeEncodeError:

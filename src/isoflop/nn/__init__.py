@@ -7,16 +7,19 @@ from isoflop.nn._memory import keep_freed_memory
 from isoflop.nn.attention import Attention
 from isoflop.nn.cache import KVCache
 from isoflop.nn.decoder import Decoder, DecoderOutput
+from isoflop.nn.depth import DepthRouter
 from isoflop.nn.feed_forward import FeedForward
 from isoflop.nn.moe import MoE
 from isoflop.nn.router import Router, Routing
-from isoflop.nn.statistics import ExpertStatistics
+from isoflop.nn.statistics import DepthStatistics, ExpertStatistics
 from isoflop.nn.thresholds import calibrate_thresholds
 
 __all__ = [
     "Attention",
     "Decoder",
     "DecoderOutput",
+    "DepthRouter",
+    "DepthStatistics",
     "ExpertStatistics",
     "FeedForward",
     "KVCache",

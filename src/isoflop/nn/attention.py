@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isoflop.nn._init import gain, truncated_normal
-from isoflop.nn.cache import KVCache
+from isoflop.nn.cache import CompactCache, KVCache
 from isoflop.nn.rotary import rotary_tables, rotate
 from isoflop.spec import AttentionSpec
 
@@ -51,7 +51,7 @@ class Attention(nn.Module):
         x_BTD: Tensor,
         *,
         rotary: tuple[Tensor, Tensor] | None = None,
-        cache: KVCache | None = None,
+        cache: KVCache | CompactCache | None = None,
         layer: int = 0,
         mask: Tensor | None = None,
     ) -> Tensor:

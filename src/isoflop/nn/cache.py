@@ -1,7 +1,10 @@
 """Keys and values of the tokens that were already processed.
 
-Shapes: B sequences, K KV heads, h head size, S slots (capacity).
+Shapes: B sequences, K KV heads, h head size, S slots (capacity); of a depth-routed block A sequences that have a new
+token, C new tokens of a sequence.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,7 +20,11 @@ class KVCache:
     lengths are padded on the left: `padding_B` says how many leading slots of each sequence hold padding; those are
     never attended to, and a sequence's first real token has position 0. For inference: no gradient flows through it.
 
-    Memory: 2 · n_layers · batch · capacity · K · h elements of `dtype` (`isoflop.spec.kv_cache_bytes`).
+    A depth-routed block keeps the tokens alone that it processed, so that its sequences have different lengths; their
+    slots start at the expected share of `capacity` and grow by half when one sequence needs more.
+
+    Memory: 2 · n_layers · batch · capacity · K · h elements of `dtype`, with capacity · depth capacity in routed blocks
+    (`isoflop.spec.kv_cache_bytes`).
     """
 
     def __init__(
@@ -34,24 +41,53 @@ class KVCache:
             raise InputError(f"batch is {batch}; a cache holds at least 1 sequence.")
         if not 1 <= capacity <= spec.context:
             raise InputError(f"capacity is {capacity}; it must be 1 to the model's context of {spec.context} tokens.")
-        shape = (spec.n_layers, batch, spec.attention.kv_heads, capacity, spec.attention.head_dim)
         self.capacity = capacity
         self.length = 0
         """Slots filled so far, padding included."""
         self.padding_B = None if padding_B is None else padding_B.to(device=device)
-        self._keys = torch.zeros(shape, device=device, dtype=dtype)
-        self._values = torch.zeros(shape, device=device, dtype=dtype)
+        routing = spec.depth_routing
+        self._lengths = {
+            layer: [0] * batch for layer in spec.routed_layers if routing is not None and routing.part == "block"
+        }
+        heads, size = spec.attention.kv_heads, spec.attention.head_dim
+        expected = capacity if routing is None else routing.n_kept(capacity)
+        shapes = [
+            (batch, heads, expected if layer in self._lengths else capacity, size) for layer in range(spec.n_layers)
+        ]
+        self._keys = [torch.zeros(shape, device=device, dtype=dtype) for shape in shapes]
+        self._values = [torch.zeros(shape, device=device, dtype=dtype) for shape in shapes]
+
+    @property
+    def bytes(self) -> int:
+        """Memory of all keys and values."""
+        return sum(part.numel() * part.element_size() for part in (*self._keys, *self._values))
 
     def append(self, layer: int, k_BKTh: Tensor, v_BKTh: Tensor) -> tuple[Tensor, Tensor]:
         """Write the new tokens of `layer` after the present ones; return all keys and values [B, K, S', h]."""
         end = self.length + k_BKTh.shape[2]
-        self._keys[layer, :, :, self.length : end] = k_BKTh.detach()
-        self._values[layer, :, :, self.length : end] = v_BKTh.detach()
-        return self._keys[layer, :, :, :end], self._values[layer, :, :, :end]
+        self._keys[layer][:, :, self.length : end] = k_BKTh.detach()
+        self._values[layer][:, :, self.length : end] = v_BKTh.detach()
+        return self._keys[layer][:, :, :end], self._values[layer][:, :, :end]
+
+    def compact(self, layer: int, sequences: list[int] | None, counts: list[int] | None, width: int) -> "CompactCache":
+        """The place of a depth-routed block's new tokens: `counts` of each of the `sequences` (None: of all), in rows
+        of `width`."""
+        lengths, batch = self._lengths[layer], len(self._lengths[layer])
+        chosen = list(range(batch)) if sequences is None else sequences
+        return CompactCache(
+            self, layer, chosen, [width] * len(chosen) if counts is None else counts, [lengths[i] for i in chosen]
+        )
+
+    def real(self, n_new: int) -> Tensor | None:
+        """Which of the next `n_new` slots hold tokens and no padding, bool [B, n_new]; None: all."""
+        if self.padding_B is None:
+            return None
+        slots = torch.arange(self.length, self.length + n_new, device=self._keys[0].device)
+        return slots >= self.padding_B[:, None]
 
     def positions(self, n_new: int) -> Tensor:
         """Return positions of the next `n_new` tokens: [n_new], or [B, n_new] where sequences are padded."""
-        slots = torch.arange(self.length, self.length + n_new, device=self._keys.device)
+        slots = torch.arange(self.length, self.length + n_new, device=self._keys[0].device)
         if self.padding_B is None:
             return slots
         return (slots - self.padding_B[:, None]).clamp_min(0)
@@ -64,7 +100,7 @@ class KVCache:
         if self.padding_B is None and (n_new == 1 or self.length == 0):
             return None
         end = self.length + n_new
-        slots = torch.arange(end, device=self._keys.device)
+        slots = torch.arange(end, device=self._keys[0].device)
         causal = slots[None, :] <= slots[self.length :, None]
         if self.padding_B is None:
             return causal
@@ -75,9 +111,75 @@ class KVCache:
 
     def check(self, batch: int, n_new: int) -> None:
         """Raise InputError unless `n_new` more tokens of `batch` sequences fit."""
-        if batch != self._keys.shape[1]:
-            raise InputError(f"tokens_BT has {batch} sequences; the cache was made for {self._keys.shape[1]}.")
+        if batch != self._keys[0].shape[0]:
+            raise InputError(f"tokens_BT has {batch} sequences; the cache was made for {self._keys[0].shape[0]}.")
         if self.length + n_new > self.capacity:
             raise InputError(
                 f"tokens_BT brings {n_new} tokens; the cache holds {self.length} of at most {self.capacity}."
             )
+
+
+@dataclass(frozen=True)
+class CompactCache:
+    """New tokens of some sequences in one depth-routed block, as `Attention` wants a cache."""
+
+    cache: KVCache
+    layer: int
+    sequences: list[int]
+    """The A sequences."""
+    counts: list[int]
+    """New tokens of each."""
+    lengths: list[int]
+    """Tokens that the block has of each already."""
+
+    @property
+    def length(self) -> int:
+        """Most tokens that the block has of any of the sequences."""
+        return max(self.lengths, default=0)
+
+    def mask(self, width: int) -> Tensor | None:
+        """Which slots each new token attends to, bool [A, 1, width, S']; None where plain causal attention is meant."""
+        if not self.length or (width == 1 and len(set(self.lengths)) == 1):
+            return None
+        device = self.cache._keys[self.layer].device
+        slots = torch.arange(self.length + width, device=device)
+        own = torch.tensor(self.lengths, device=device)[:, None] + torch.arange(width, device=device)
+        return (slots <= own[:, :, None])[:, None]
+
+    def append(self, layer: int, k_AKCh: Tensor, v_AKCh: Tensor) -> tuple[Tensor, Tensor]:
+        """Write each sequence's new tokens after its own; return keys and values [A, K, S', h]."""
+        keys, values = self.cache._keys, self.cache._values
+        width = k_AKCh.shape[2]
+        self._grow(max(length + count for length, count in zip(self.lengths, self.counts, strict=True)))
+        device = keys[layer].device
+        places = [
+            (row, sequence, new, length + new)
+            for row, (sequence, count, length) in enumerate(zip(self.sequences, self.counts, self.lengths, strict=True))
+            for new in range(count)
+        ]
+        row, sequence, new, slot = torch.tensor(places, device=device).T
+        keys[layer][sequence, :, slot] = k_AKCh.detach()[row, :, new].to(keys[layer].dtype)
+        values[layer][sequence, :, slot] = v_AKCh.detach()[row, :, new].to(values[layer].dtype)
+        had = self.length
+        own = self.cache._lengths[layer]
+        for index, count in zip(self.sequences, self.counts, strict=True):
+            own[index] += count
+        if not had:
+            return k_AKCh, v_AKCh
+        end = had + width
+        k, v = keys[layer], values[layer]
+        if end > k.shape[2]:  # rows that only fill up point beyond the slots; no token attends there
+            self._grow(end)
+            k, v = keys[layer], values[layer]
+        if len(self.sequences) == k.shape[0]:
+            return k[:, :, :end], v[:, :, :end]
+        chosen = torch.tensor(self.sequences, device=device)
+        return k[:, :, :end].index_select(0, chosen), v[:, :, :end].index_select(0, chosen)
+
+    def _grow(self, needed: int) -> None:
+        for parts in (self.cache._keys, self.cache._values):
+            old = parts[self.layer]
+            if needed > old.shape[2]:
+                new = old.new_zeros(*old.shape[:2], max(needed, old.shape[2] * 3 // 2), old.shape[3])
+                new[:, :, : old.shape[2]] = old
+                parts[self.layer] = new

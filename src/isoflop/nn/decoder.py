@@ -1,6 +1,7 @@
 """Decoder-only Transformer.
 
-Shapes: B batch, T tokens in a sequence, D d_model, V vocabulary, h head size, X routed experts.
+Shapes: B batch, T tokens in a sequence, D d_model, V vocabulary, h head size, X routed experts; in a depth-routed block
+A sequences with C kept tokens each, M = A·C.
 """
 
 import math
@@ -17,14 +18,17 @@ from isoflop.errors import InputError
 from isoflop.nn._init import gain, truncated_normal
 from isoflop.nn._memory import keep_freed_memory
 from isoflop.nn.attention import Attention
-from isoflop.nn.cache import KVCache
+from isoflop.nn.cache import CompactCache, KVCache
+from isoflop.nn.depth import UNSET, DepthRouter, Kept, give, take
 from isoflop.nn.feed_forward import FeedForward
 from isoflop.nn.moe import MoE
 from isoflop.nn.rotary import rotary_tables
-from isoflop.nn.statistics import ExpertStatistics
+from isoflop.nn.statistics import DepthStatistics, ExpertStatistics
 from isoflop.spec import DecoderSpec
 
 ExpertChoiceMode = Literal["grouped", "threshold"]
+DepthChoiceMode = Literal["top_k", "causal"]
+Decisions = Literal["trained", "sampled"]
 
 
 @dataclass(frozen=True)
@@ -35,16 +39,40 @@ class DecoderOutput:
     """Unnormalised log-probabilities of the next token."""
     experts: tuple[ExpertStatistics, ...]
     """One per MoE block, in order; empty for a dense model."""
+    depth: tuple[DepthStatistics, ...] = ()
+    """One per depth-routed block, in order."""
 
     @property
     def auxiliary_loss(self) -> Tensor:
         """Sum of the blocks' weighted auxiliary losses, a 0-d tensor; 0 for a dense model."""
-        losses = [block.auxiliary_loss for block in self.experts]
+        losses = [*(block.auxiliary_loss for block in self.experts), *(block.auxiliary_loss for block in self.depth)]
         return torch.stack(losses).sum() if losses else self.logits_BTV.new_zeros(())
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where the tokens of a forward pass stand."""
+
+    rotary: tuple[Tensor, Tensor]
+    """cos and sin of their positions, [T, 1, h/2] or [B, T, 1, h/2]."""
+    cache: KVCache | None = None
+    """Keys and values of earlier tokens."""
+    mask: Tensor | None = None
+    """What `cache.mask` returned."""
+    draws_BT: Tensor | None = None
+    """position · V + token id; for stochastic depth routing alone."""
+    positions: Tensor | None = None
+    """With a cache: [T] or [B, T]; for fixed depth routing alone."""
+    real_BT: Tensor | None = None
+    """With a cache: False for padding."""
+
+
 class Block(nn.Module):
-    """Pre-norm Transformer block: x + attention(norm(x)), then + feed-forward or MoE of norm of that."""
+    """Pre-norm Transformer block: x + attention(norm(x)), then + feed-forward or MoE of norm of that.
+
+    A depth-routed block does so for the tokens that its router keeps, which attend to each other alone, at their
+    original positions; what it adds to them is multiplied by the gate, and the other tokens pass unchanged.
+    """
 
     def __init__(
         self,
@@ -96,37 +124,105 @@ class Block(nn.Module):
                 device=device,
                 dtype=dtype,
             )
+        self.depth_router = (
+            DepthRouter(
+                spec.d_model,
+                spec.depth_routing,
+                layer=layer,
+                norm_eps=spec.norm_eps,
+                init_scale=spec.init_scale,
+                generator=generator,
+                device=device,
+                dtype=dtype,
+            )
+            if spec.depth_routing is not None and spec.is_routed_layer(layer)
+            else None
+        )
 
-    def forward(
-        self,
-        x_BTD: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        cache: KVCache | None = None,
-        mask: Tensor | None = None,
-    ) -> tuple[Tensor, ExpertStatistics | None]:
-        """Return the block's output and, if it is MoE, its statistics."""
-        x_BTD = self.attend(x_BTD, rotary, cache, mask)
-        normed_BTD = self.feed_forward_input(x_BTD)
-        if isinstance(self.feed_forward, MoE):
-            y_BTD, statistics = self.feed_forward(normed_BTD)
-            return x_BTD + y_BTD, statistics
-        return x_BTD + self.feed_forward(normed_BTD), None
+    def forward(self, x_BTD: Tensor, place: Place) -> tuple[Tensor, ExpertStatistics | None, DepthStatistics | None]:
+        """Return the block's output and its statistics, if it is MoE and if it is depth-routed."""
+        if self.depth_router is None or self.routes_feed_forward_only:
+            x_BTD = x_BTD + self.attend(x_BTD, place.rotary, place.cache, place.mask)
+            if self.depth_router is None:
+                y_BTD, experts = self.feed(x_BTD)
+                return x_BTD + y_BTD, experts, None
+        kept = self.choose(x_BTD, place)
+        if kept.rows_M.numel() == 0:
+            return x_BTD, None, kept.statistics
+        shape = x_BTD.shape
+        stream_ND, x_MD = take(x_BTD.reshape(-1, shape[-1]), kept.rows_M)
+        x_ACD = x_MD.view(*kept.places_AC.shape, shape[-1])
+        update_ACD, experts = self.update(x_ACD, kept, place)
+        update_MD = update_ACD.reshape(-1, shape[-1])
+        if kept.gates_M1 is not None:
+            update_MD = update_MD * kept.gates_M1.to(update_MD.dtype)
+        return give(stream_ND, kept.rows_M, update_MD).view(shape), experts, kept.statistics
+
+    @property
+    def routes_feed_forward_only(self) -> bool:
+        """Whether every token attends and the router decides about the feed-forward alone."""
+        return self.depth_router is not None and self.depth_router.spec.part == "feed_forward"
+
+    def choose(self, x_BTD: Tensor, place: Place) -> Kept:
+        """Which tokens a depth-routed block computes; `x_BTD` is what its router sees."""
+        assert self.depth_router is not None
+        kept: Kept = self.depth_router(
+            x_BTD,
+            draws_BT=place.draws_BT,
+            positions=place.positions,
+            real_BT=place.real_BT,
+            ragged=place.cache is not None,
+        )
+        return kept
+
+    def update(self, x_ACD: Tensor, kept: Kept, place: Place) -> tuple[Tensor, ExpertStatistics | None]:
+        """What a depth-routed block adds to its kept tokens, before the gate."""
+        attended_ACD = self.attend_kept(x_ACD, kept, place)
+        if attended_ACD is None:
+            return self.feed(x_ACD)
+        y_ACD, experts = self.feed(x_ACD + attended_ACD)
+        return attended_ACD + y_ACD, experts
+
+    def attend_kept(self, x_ACD: Tensor, kept: Kept, place: Place) -> Tensor | None:
+        """Attention of the kept tokens to each other; None if the router decides about the feed-forward alone."""
+        if self.routes_feed_forward_only:
+            return None
+        cos, sin = (_at(table, kept) for table in place.rotary)
+        if place.cache is None:
+            return self.attend(x_ACD, (cos, sin), None, None)
+        compact = place.cache.compact(self.layer, kept.sequences, kept.counts, x_ACD.shape[1])
+        return self.attend(x_ACD, (cos, sin), compact, compact.mask(x_ACD.shape[1]))
 
     def attend(
         self,
         x_BTD: Tensor,
         rotary: tuple[Tensor, Tensor],
-        cache: KVCache | None = None,
+        cache: KVCache | CompactCache | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Return the residual stream after the attention layer."""
+        """What the attention layer adds to the residual stream."""
         normed_BTD = F.rms_norm(x_BTD, x_BTD.shape[-1:], self.attention_gain, self.norm_eps)
         y_BTD: Tensor = self.attention(normed_BTD, rotary=rotary, cache=cache, layer=self.layer, mask=mask)
-        return x_BTD + y_BTD
+        return y_BTD
+
+    def feed(self, x_BTD: Tensor) -> tuple[Tensor, ExpertStatistics | None]:
+        """What the feed-forward layer or the experts add to the residual stream, and the experts' statistics."""
+        normed_BTD = self.feed_forward_input(x_BTD)
+        if isinstance(self.feed_forward, MoE):
+            y_BTD, statistics = self.feed_forward(normed_BTD)
+            return y_BTD, statistics
+        return self.feed_forward(normed_BTD), None
 
     def feed_forward_input(self, x_BTD: Tensor) -> Tensor:
         """Return the normed residual stream that the feed-forward layer and its router see."""
         return F.rms_norm(x_BTD, x_BTD.shape[-1:], self.feed_forward_gain, self.norm_eps)
+
+
+def _at(table: Tensor, kept: Kept) -> Tensor:
+    """Rows of a rotary table [T, 1, h/2] or [B, T, 1, h/2] at the kept tokens, [A, C, 1, h/2]."""
+    if table.ndim == 3:
+        return table[kept.places_AC]
+    return table.flatten(0, 1)[kept.rows_M].view(*kept.places_AC.shape, *table.shape[2:])
 
 
 class Decoder(nn.Module):
@@ -159,6 +255,7 @@ class Decoder(nn.Module):
         self.activation_checkpointing = False
         """Recompute each block's activations in the backward pass instead of keeping them."""
         self._expert_choice: ExpertChoiceMode = "grouped"
+        self._depth_choice: DepthChoiceMode = "top_k"
         generator = torch.Generator().manual_seed(seed)
         std = spec.d_model**-0.5 if spec.tied_head else math.sqrt(spec.init_scale)
         self.embedding_VD = truncated_normal(
@@ -182,42 +279,65 @@ class Decoder(nn.Module):
     def forward(self, tokens_BT: Tensor, *, cache: KVCache | None = None) -> DecoderOutput:
         """Return next-token logits for every position; with a cache, `tokens_BT` follow the cached ones.
 
-        Raises InputError if T exceeds the context (or the cache), or if an expert-choice model is given a cache while
-        its experts choose among a group.
+        Raises InputError if T exceeds the context (or the cache), or if a model whose tokens compete for experts or for
+        depth is given a cache while it decides as in training.
         """
-        batch, length = tokens_BT.shape
-        mask = None
-        if cache is None:
-            if length > self.spec.context:
-                raise InputError(
-                    f"tokens_BT has {length} tokens a sequence; the model's context is {self.spec.context}."
-                )
-            cos, sin = self.rotary(tokens_BT.device)
-            rotary = (cos[:length], sin[:length])
-        else:
-            cache.check(batch, length)
-            if self._chooses_in_group:
-                raise InputError(
-                    "expert_choice is 'grouped', which needs whole sequences; with a cache set it to 'threshold' "
-                    "after calibrate_thresholds."
-                )
-            positions = cache.positions(length)
-            cos, sin = self.rotary(tokens_BT.device)
-            rotary = (cos[positions], sin[positions])
-            mask = cache.mask(length)
+        length = tokens_BT.shape[1]
+        if cache is None and length > self.spec.context:
+            raise InputError(f"tokens_BT has {length} tokens a sequence; the model's context is {self.spec.context}.")
+        place = self._place(tokens_BT, cache)
         x_BTD = F.embedding(tokens_BT, self.embedding_VD)
-        experts = []
+        experts, depth = [], []
         recompute = self.activation_checkpointing and torch.is_grad_enabled() and cache is None
         for block in self.blocks:
             if recompute:
-                x_BTD, statistics = checkpoint(block, x_BTD, rotary, use_reentrant=False, preserve_rng_state=False)
+                x_BTD, of_experts, of_depth = checkpoint(
+                    block, x_BTD, place, use_reentrant=False, preserve_rng_state=False
+                )
             else:
-                x_BTD, statistics = block(x_BTD, rotary, cache, mask)
-            if statistics is not None:
-                experts.append(statistics)
+                x_BTD, of_experts, of_depth = block(x_BTD, place)
+            if of_experts is not None:
+                experts.append(of_experts)
+            if of_depth is not None:
+                depth.append(of_depth)
         if cache is not None:
             cache.length += length
-        return DecoderOutput(self.head(x_BTD), tuple(experts))
+        return DecoderOutput(self.head(x_BTD), tuple(experts), tuple(depth))
+
+    def _place(self, tokens_BT: Tensor, cache: KVCache | None) -> Place:
+        batch, length = tokens_BT.shape
+        cos, sin = self.rotary(tokens_BT.device)
+        if cache is None:
+            draws_BT = self._draws(tokens_BT, None)
+            return Place((cos[:length], sin[:length]), draws_BT=draws_BT)
+        cache.check(batch, length)
+        if self._chooses_in_group:
+            raise InputError(
+                "expert_choice is 'grouped', which needs whole sequences; with a cache set it to 'threshold' "
+                "after calibrate_thresholds."
+            )
+        if self._looks_ahead:
+            raise InputError(
+                "depth_choice is 'top_k', which needs whole sequences; with a cache set it to 'causal' after "
+                "calibrate_thresholds."
+            )
+        positions = cache.positions(length)
+        return Place(
+            (cos[positions], sin[positions]),
+            cache,
+            cache.mask(length),
+            draws_BT=self._draws(tokens_BT, positions),
+            positions=positions,
+            real_BT=cache.real(length),
+        )
+
+    def _draws(self, tokens_BT: Tensor, positions: Tensor | None) -> Tensor | None:
+        routing = self.spec.depth_routing
+        if routing is None or routing.router != "stochastic":
+            return None
+        if positions is None:
+            positions = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+        return positions * self.spec.vocab_size + tokens_BT
 
     def head(self, x_BTD: Tensor) -> Tensor:
         """Return the logits of a residual stream."""
@@ -264,6 +384,69 @@ class Decoder(nn.Module):
         self._expert_choice = mode
         for router in routers:
             router.by_threshold = mode == "threshold"
+
+    @property
+    def depth_routers(self) -> tuple[DepthRouter, ...]:
+        """The depth routers, in order."""
+        return tuple(block.depth_router for block in self.blocks if isinstance(block.depth_router, DepthRouter))
+
+    @property
+    def depth_choice(self) -> DepthChoiceMode:
+        """How routed blocks choose tokens: `top_k` of the sequence as in training, or `causal` as in sampling.
+
+        Without effect on a model without depth routing. Setting `causal` raises InputError where it needs thresholds
+        that were never calibrated (`calibrate_thresholds`).
+        """
+        return self._depth_choice
+
+    @depth_choice.setter
+    def depth_choice(self, mode: DepthChoiceMode) -> None:
+        if mode not in get_args(DepthChoiceMode):
+            raise InputError(f"depth_choice is {mode!r}; allowed: {', '.join(get_args(DepthChoiceMode))}.")
+        if mode == "causal" and not all(router.is_calibrated() for router in self.depth_routers):
+            raise InputError(UNSET)
+        self._depth_choice = mode
+        for router in self.depth_routers:
+            router.by_threshold = mode == "causal"
+
+    @property
+    def decisions(self) -> Decisions:
+        """`sampled` if experts and depth routers decide token by token, as in sampling; else `trained`.
+
+        Setting it sets `expert_choice` and `depth_choice`, which see.
+        """
+        return "sampled" if (self._expert_choice, self._depth_choice) == ("threshold", "causal") else "trained"
+
+    @decisions.setter
+    def decisions(self, mode: Decisions) -> None:
+        if mode not in get_args(Decisions):
+            raise InputError(f"decisions is {mode!r}; allowed: {', '.join(get_args(Decisions))}.")
+        self.expert_choice = "threshold" if mode == "sampled" else "grouped"
+        self.depth_choice = "causal" if mode == "sampled" else "top_k"
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether sampling uses thresholds that `calibrate_thresholds` sets."""
+        learned = any(router.is_learned for router in self.depth_routers)
+        return learned or any(layer.router.is_expert_choice for layer in self.moe_layers)
+
+    def set_depth_capacity(self, capacity: float) -> None:
+        """The dial of sampling: let every routed block compute about this share of the tokens.
+
+        Thresholds are read from the quantiles of the scores that `calibrate_thresholds` stored; they were taken at the
+        capacity of training, so that the share that is really computed differs (`DepthStatistics.kept_share`).
+
+        Raises InputError if capacity is not in (0, 1], the model has no depth routing or was never calibrated.
+        """
+        if not self.depth_routers:
+            raise InputError(f"depth capacity is {capacity}, but the model has no depth routing.")
+        for router in self.depth_routers:
+            router.set_capacity(capacity)
+
+    @property
+    def _looks_ahead(self) -> bool:
+        routing = self.spec.depth_routing
+        return routing is not None and not routing.is_causal and self._depth_choice == "top_k"
 
     @property
     def _chooses_in_group(self) -> bool:

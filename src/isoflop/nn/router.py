@@ -45,6 +45,9 @@ class Router(nn.Module):
     **expert_choice_noncausal** (Zhou et al. 2022, arXiv 2202.09368). Each expert takes its C = ceil(T·k/X)
     highest-scored tokens of every sequence, which leaks the future.
 
+    With no-op experts the router chooses among X + noop; what goes to a no-op is not computed (integrated MoDE; Raposo
+    et al. 2024, arXiv 2404.02258, sec. 4.4). In expert choice they count in C alone: C = B·k/(X + noop).
+
     Both expert-choice routers can decide by `threshold_X` instead (`by_threshold`): expert x takes a token iff its
     softmax probability is at least threshold_X[x], a causal rule that needs no batch to choose from.
     """
@@ -68,7 +71,7 @@ class Router(nn.Module):
         """Expert choice only: decide by calibrated thresholds, as at sampling time, not among a group."""
         wide = torch.promote_types(dtype, torch.float32)
         self.w_XD = truncated_normal(
-            experts.n_experts,
+            experts.n_choices,
             d_model,
             std=math.sqrt(init_scale / d_model),
             generator=generator,
@@ -79,7 +82,7 @@ class Router(nn.Module):
             unset = torch.full((experts.n_experts,), float("nan"), dtype=wide, device=device)
             self.register_buffer("threshold_X", unset)
         elif experts.router.balance == "bias":
-            self.register_buffer("bias_X", torch.zeros(experts.n_experts, dtype=wide, device=device))
+            self.register_buffer("bias_X", torch.zeros(experts.n_choices, dtype=wide, device=device))
 
     @property
     def is_expert_choice(self) -> bool:
@@ -106,12 +109,21 @@ class Router(nn.Module):
                 experts_M, tokens_M = self._best_of_position(probabilities_NX, batch, length)
             else:
                 experts_M, tokens_M = self._best_of_sequence(probabilities_NX, batch, length)
-            n_tokens, n_experts = probabilities_NX.shape
-            assignment = assign(tokens_M, experts_M, n_tokens=n_tokens, n_experts=n_experts)
+            n_tokens = probabilities_NX.shape[0]
+            assignment = assign(tokens_M, experts_M, n_tokens=n_tokens, n_experts=self.experts.n_experts)
             dropped_share = (assignment.counts_N == 0).to(probabilities_NX.dtype).mean()
+            # a no-op's load is the share that it stands for
+            counts_X = assignment.counts_X
+            if self.experts.noop_experts:
+                share = n_tokens * self.experts.top_k / self.experts.n_choices
+                counts_X = torch.cat((counts_X, counts_X.new_full((self.experts.noop_experts,), round(share))))
         auxiliary_loss = self._z_loss(logits_NX)
-        statistics = expert_statistics(probabilities_NX, assignment.counts_X, dropped_share, auxiliary_loss)
-        return Routing(assignment, pick(probabilities_NX, assignment), statistics)
+        statistics = expert_statistics(probabilities_NX, counts_X, dropped_share, auxiliary_loss)
+        return Routing(assignment, pick(self._computed(probabilities_NX), assignment), statistics)
+
+    def _computed(self, scores_NX: Tensor) -> Tensor:
+        """The columns of the experts that compute."""
+        return scores_NX[:, : self.experts.n_experts] if self.experts.noop_experts else scores_NX
 
     def _token_choice(self, logits_NX: Tensor, probabilities_NX: Tensor) -> Routing:
         router, top_k = self.experts.router, self.experts.top_k
@@ -127,26 +139,37 @@ class Router(nn.Module):
             # A softmax over the chosen logits is the chosen probabilities divided by their sum, without underflow.
             taken_NX = assignment.slots_NX < n_tokens * top_k
             gates_NX = torch.where(taken_NX, logits_NX, -math.inf).softmax(-1)
+        computed, dropped_share = assignment, logits_NX.new_zeros(())
+        if self.experts.noop_experts:
+            # pairs are grouped by expert and no-ops come last; off the CPU this waits for their number
+            with torch.no_grad():
+                n_computed = int(assignment.ends_X[self.experts.n_experts - 1])
+                computed = assign(
+                    assignment.tokens_M[:n_computed],
+                    assignment.experts_M[:n_computed],
+                    n_tokens=n_tokens,
+                    n_experts=self.experts.n_experts,
+                )
+                dropped_share = (computed.counts_N == 0).to(logits_NX.dtype).mean()
         auxiliary_loss = self._z_loss(logits_NX)
         if router.balance == "auxiliary" and router.balance_weight:
             load_X = assignment.counts_X.to(probabilities_NX.dtype) / (n_tokens * top_k)
             balance = n_experts * (load_X * probabilities_NX.mean(0)).sum()
             auxiliary_loss = auxiliary_loss + router.balance_weight * balance
-        statistics = expert_statistics(probabilities_NX, assignment.counts_X, logits_NX.new_zeros(()), auxiliary_loss)
-        return Routing(assignment, pick(gates_NX, assignment), statistics)
+        statistics = expert_statistics(probabilities_NX, assignment.counts_X, dropped_share, auxiliary_loss)
+        return Routing(computed, pick(self._computed(gates_NX), computed), statistics)
 
     def _best_of_position(self, probabilities_NX: Tensor, batch: int, length: int) -> tuple[Tensor, Tensor]:
-        n_experts = self.experts.n_experts
-        share = max(1, math.floor(batch * self.experts.top_k / n_experts + 0.5))
-        scores_XTB = probabilities_NX.view(batch, length, n_experts).permute(2, 1, 0).contiguous()
+        n_choices = self.experts.n_choices
+        share = max(1, math.floor(batch * self.experts.top_k / n_choices + 0.5))
+        scores_XTB = self._computed(probabilities_NX).reshape(batch, length, -1).permute(2, 1, 0).contiguous()
         sequences_XTC = scores_XTB.topk(share, sorted=False).indices
         positions_T1 = torch.arange(length, device=probabilities_NX.device)[:, None]
         return self._expert_order(sequences_XTC * length + positions_T1)
 
     def _best_of_sequence(self, probabilities_NX: Tensor, batch: int, length: int) -> tuple[Tensor, Tensor]:
-        n_experts = self.experts.n_experts
-        share = math.ceil(length * self.experts.top_k / n_experts)
-        scores_XBT = probabilities_NX.view(batch, length, n_experts).permute(2, 0, 1).contiguous()
+        share = math.ceil(length * self.experts.top_k / self.experts.n_choices)
+        scores_XBT = self._computed(probabilities_NX).reshape(batch, length, -1).permute(2, 0, 1).contiguous()
         positions_XBC = scores_XBT.topk(share, sorted=False).indices
         first_B1 = torch.arange(batch, device=probabilities_NX.device)[:, None] * length
         return self._expert_order(positions_XBC + first_B1)
@@ -162,7 +185,7 @@ class Router(nn.Module):
             raise InputError(
                 "expert_choice is 'threshold' but this model's thresholds are unset; run calibrate_thresholds first."
             )
-        experts_M, tokens_M = (probabilities_NX >= self.threshold_X).t().nonzero(as_tuple=True)
+        experts_M, tokens_M = (self._computed(probabilities_NX) >= self.threshold_X).t().nonzero(as_tuple=True)
         return experts_M, tokens_M
 
     def is_calibrated(self) -> bool:

@@ -1,4 +1,4 @@
-"""What an MoE layer reports beside its output.
+"""What an MoE layer and a depth-routed block report beside their output.
 
 Shapes: N tokens, X experts.
 """
@@ -21,6 +21,20 @@ class ExpertStatistics:
     """Share of the tokens that no routed expert took (0 for token choice, which is dropless)."""
     auxiliary_loss: Tensor
     """Weighted balance loss plus weighted z-loss; the only member that carries a gradient."""
+
+
+@dataclass(frozen=True)
+class DepthStatistics:
+    """Statistics of one depth-routed block on one batch; tensors, as above."""
+
+    kept_share: Tensor
+    """Share of the tokens that the block computed."""
+    agreement: Tensor
+    """Share of the tokens on which the rule of sampling and the top-k of training agree; NaN while no rule is set."""
+    score_std: Tensor
+    """Standard deviation of the scores; NaN for fixed routing."""
+    auxiliary_loss: Tensor
+    """Weighted BCE of the rule against top-k membership; the only member that carries a gradient."""
 
 
 def expert_statistics(

@@ -66,6 +66,7 @@ def architecture(template: Template, *, d_model: int, n_layers: int | None = Non
             d_ff=max(multiple, round(ideal / multiple) * multiple), activation=template.activation
         ),
         experts=template.experts,
+        depth_routing=template.depth_routing,
         tied_head=template.tied_head,
         norm_eps=template.norm_eps,
         init_scale=template.init_scale,
@@ -83,7 +84,7 @@ def ladder(template: Template, *, largest: float, spacing: float = SPACING) -> l
     """
     if not 1.1 <= spacing <= 4:
         raise InputError(f"spacing is {spacing}; it must be between 1.1 and 4.")
-    dense = replace(template, name="", experts=None, granularities=_granularities(template))
+    dense = replace(template, name="", experts=None, depth_routing=None, granularities=_granularities(template))
     shapes: list[tuple[int, int]] = []
     for size, d_model, n_layers in _rungs(dense, spacing, _next_power(largest)):
         if size > largest:
@@ -126,7 +127,7 @@ def nearest(template: Template, params_active: float, n: int, *, with_embedding:
         n: how many models at most.
         with_embedding: whether the size holds embedding and head as well.
     """
-    dense = replace(template, name="", experts=None, granularities=_granularities(template))
+    dense = replace(template, name="", experts=None, depth_routing=None, granularities=_granularities(template))
     matrices = (1 if template.tied_head else 2) * with_embedding
     found: list[tuple[float, int, int, int]] = []
     for d_model in _widths(dense):
@@ -175,7 +176,8 @@ def expected_optimum(flops: float, *, tokens_per_param: float = 20.0, template: 
 
 def dense_params(spec: DecoderSpec) -> int:
     """Active non-embedding parameters of the dense model with this shape: the size of a rung."""
-    return _active_params(spec if spec.experts is None else replace(spec, experts=None))
+    plain = spec.experts is None and spec.depth_routing is None
+    return _active_params(spec if plain else replace(spec, experts=None, depth_routing=None))
 
 
 @lru_cache(maxsize=16384)

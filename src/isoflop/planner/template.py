@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 
 from isoflop.errors import InputError
-from isoflop.spec import DecoderSpec, ExpertsSpec
+from isoflop.spec import DecoderSpec, DepthRoutingSpec, ExpertsSpec
 from isoflop.spec.feed_forward import Activation
 
 
@@ -20,6 +20,8 @@ class Template:
     """n, tokens in a training sequence."""
     experts: ExpertsSpec | None = None
     """The experts of every model of the family; none: dense."""
+    depth_routing: DepthRoutingSpec | None = None
+    """Depth routing of every model of the family; none: every block computes every token."""
     granularities: tuple[int, ...] = (1, 2, 4, 8, 16)
     """Every G that the family will be compared at; d_ff is rounded so that each divides it into experts whose width is
     a multiple of `expert_multiple`."""
@@ -69,6 +71,7 @@ class Template:
             vocab_size=spec.vocab_size,
             context=spec.context,
             experts=experts,
+            depth_routing=spec.depth_routing,
             granularities=(experts.granularity if experts else 1,),
             activation=spec.feed_forward.activation,
             head_dim=attention.head_dim,
@@ -104,8 +107,18 @@ class Template:
 
     @property
     def family(self) -> str:
-        """`dense`, or `moe-e8` for an expansion rate of 8: models that one law of N, D and G can describe."""
-        return "dense" if self.experts is None else f"moe-e{self.experts.expansion_rate:g}"
+        """`dense`, or `moe-e8` for an expansion rate of 8: models that one law of N, D and G can describe.
+
+        With depth routing `-mod.125` for a capacity of .125 follows, and with no-op experts `-noop8`.
+        """
+        name = "dense" if self.experts is None else f"moe-e{self.experts.expansion_rate:g}"
+        if self.experts is not None and self.experts.noop_experts:
+            name += f"-noop{self.experts.noop_experts}"
+        return (
+            name
+            if self.depth_routing is None
+            else f"{name}-mod{self.depth_routing.capacity:g}".replace("mod0.", "mod.")
+        )
 
     def with_experts(self, name: str, *, granularity: int, expansion_rate: float) -> "Template":
         """The same family with these experts; other properties of its experts are kept."""

@@ -1,5 +1,6 @@
 """Bytes to train and to sample."""
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -71,11 +72,17 @@ def memory(
 
 
 def kv_cache_bytes(spec: DecoderSpec, *, tokens: int, batch: int = 1, element_bytes: int = 4) -> int:
-    """Bytes of the keys and values of `tokens` tokens in each of `batch` sequences: 2·L·K·h a token."""
+    """Bytes of the keys and values of `tokens` tokens in each of `batch` sequences: 2·L·K·h a token.
+
+    A block whose attention is depth-routed holds ceil(capacity · tokens) of them.
+    """
     if tokens < 0 or batch < 1:
         raise InputError(f"tokens is {tokens} and batch is {batch}; tokens must be at least 0 and batch at least 1.")
-    per_token = 2 * spec.n_layers * spec.attention.kv_heads * spec.attention.head_dim
-    return per_token * tokens * batch * element_bytes
+    routing = spec.depth_routing
+    routed = len(spec.routed_layers) if routing is not None and routing.part == "block" else 0
+    kept = routing.n_kept(tokens) if routing is not None and tokens else tokens
+    held = (spec.n_layers - routed) * tokens + routed * kept
+    return 2 * spec.attention.kv_heads * spec.attention.head_dim * held * batch * element_bytes
 
 
 _WIDE: Final = 4
@@ -91,13 +98,35 @@ _HIDDEN: Final = {"swiglu": 4, "gelu": 2, "relu": 1}
 
 def _block_bytes(spec: DecoderSpec, layer: int, narrow: int) -> int:
     """Bytes per token that one block keeps for its backward; `narrow` is the size of a number in matrix products."""
+    attention, feed_forward = _attention_bytes(spec, narrow), _feed_forward_bytes(spec, layer, narrow)
+    routing = spec.depth_routing
+    if routing is None or not spec.is_routed_layer(layer):
+        return attention + feed_forward
+    share, d = spec.kept_share(), spec.d_model
+    kept = share * (feed_forward + _INDEX + 2 * _WIDE + narrow * d)  # row, gate; its input: the update
+    kept += attention * (share if routing.part == "block" else 1)
+    if routing.router == "learned":
+        kept += 2 * _WIDE * d + 2 * _WIDE + 1  # the router's norm; score and membership
+        kept += 3 * _WIDE * routing.hidden_width(d) if routing.has_predictor else 0
+    return math.ceil(kept)
+
+
+def _attention_bytes(spec: DecoderSpec, narrow: int) -> int:
+    """The same of the norm before attention, and of attention."""
     d, attention = spec.d_model, spec.attention
     turned = attention.width + attention.kv_heads * attention.head_dim  # queries and keys after the rotary embedding
     projected = turned + attention.kv_heads * attention.head_dim  # with the values: one tensor
-    wide = 4 * d + attention.n_heads  # both norms: input and normalised; attention's logsumexp
-    kept = 2 * d + projected + turned + attention.width  # both norms' outputs; attention's parts and output
+    wide = 2 * d + attention.n_heads  # the norm's input and normalised; attention's logsumexp
+    kept = d + projected + turned + attention.width  # the norm's output; attention's parts and output
     if attention.qk_norm:
         wide += turned if narrow == _WIDE else 2 * turned  # normalised; under autocast also the input, cast
+    return _WIDE * wide + narrow * kept
+
+
+def _feed_forward_bytes(spec: DecoderSpec, layer: int, narrow: int) -> int:
+    """The same of the norm before the feed-forward or the experts, and of these."""
+    d = spec.d_model
+    wide, kept = 2 * d, d  # the norm's input and normalised; its output
     hidden = _HIDDEN[spec.feed_forward.activation]
     if not spec.is_expert_layer(layer) or spec.experts is None:
         return _WIDE * wide + narrow * (kept + hidden * spec.feed_forward.d_ff)
@@ -108,8 +137,9 @@ def _block_bytes(spec: DecoderSpec, layer: int, narrow: int) -> int:
     else:
         rows += spec.d_expert  # hidden rows after the gate
         wide += 2 * d if experts.output_norm else 0
-    kept += experts.top_k * rows + hidden * spec.d_expert * experts.shared_experts
-    wide += 2 * experts.n_experts + experts.top_k  # router's probabilities, once again in the gates; gates
+    used = experts.top_k * experts.computed_share
+    kept += math.ceil(used * rows) + hidden * spec.d_expert * experts.shared_experts
+    wide += 2 * experts.n_choices + experts.top_k  # router's probabilities, once again in the gates; gates
     wide += d if narrow < _WIDE else 0  # the router's input, which is not the experts'
-    indices = 3 * experts.top_k + 1 + experts.n_experts
+    indices = 3 * experts.top_k + 1 + experts.n_choices
     return _WIDE * wide + narrow * kept + _INDEX * indices

@@ -107,9 +107,9 @@ class Grid:
         study, found = self.study, []
         for budget in study.budgets:
             own = next((a for a in study.expanded if budget in a.budgets), None)
-            if own is None or study.params_active.get(budget):
+            if own is None or own.params_active.get(budget):
                 continue
-            sizes = [replace(spec, experts=None) for spec in self._grid_sizes(own, budget)]
+            sizes = [replace(spec, experts=None, depth_routing=None) for spec in self._grid_sizes(own, budget)]
             smallest, centre = count(sizes[0]), count(sizes[(len(sizes) - 1) // 2])
             ratio = budget / smallest.training_flops_per_token / smallest.params_active
             wanted = study.expected_tokens_per_parameter
@@ -164,7 +164,7 @@ class Grid:
         key = (architecture.name, budget)
         if key not in self._sizes:
             study, template = self.study, self.template(architecture)
-            explicit = study.params_active.get(budget)
+            explicit = architecture.params_active.get(budget)
             if explicit:
                 found = [sizes_around(template, size, 1, EXPLICIT_SPACING)[0] for size in sorted(explicit)]
                 sizes = list(dict.fromkeys(found))
@@ -173,7 +173,7 @@ class Grid:
                 target = expected_optimum(
                     budget,
                     tokens_per_param=study.expected_tokens_per_parameter,
-                    template=replace(template, experts=None),
+                    template=replace(template, experts=None, depth_routing=None),
                 )
                 sizes = sizes_around(template, target, architecture.sizes_per_budget, study.size_spacing)
             self._sizes[key] = sizes

@@ -263,7 +263,7 @@ class Session:
             wall_seconds=0.0,
             bytes_per_token=1.0,
             evaluation=None,
-            loss_sampled=None,
+            sampled=None,
             train_loss=None,
             error=error,
             extra={"study": self.study.name, **run.columns, "status": "failed"},

@@ -1,22 +1,24 @@
 """What a study is: a YAML file as frozen dataclasses."""
 
 import difflib
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from isoflop.errors import InputError
 from isoflop.planner import Template
-from isoflop.spec import ExpertsSpec
+from isoflop.spec import DepthRoutingSpec, ExpertsSpec
 from isoflop.spec.io import describe_validation_error, read_fields
 from isoflop.train import TrainConfig
 from isoflop.train.config import BUDGETS
 
 _STRICT: Final[dict[str, Any]] = {"extra": "forbid"}
+Kind = TypeVar("Kind", ExpertsSpec, DepthRoutingSpec)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _RESERVED: Final = {*BUDGETS, "seed", "threads"}
 PYTHON_STDLIB: Final = "python-stdlib"
@@ -79,18 +81,24 @@ class TemplateSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ArchitectureSpec:
-    """One architecture of the study; a list of granularities stands for one architecture each."""
+    """One architecture of the study; a list of granularities or capacities stands for one architecture each."""
 
     __pydantic_config__ = _STRICT
 
     name: str
-    """Its name in tables; a list of granularities appends -g1, -g2, …"""
+    """Its name in tables; a list of granularities appends -g1, -g2, …, a list of capacities -c.125, -c.25, …"""
     experts: Mapping[str, Any] | None = None
     """Fields of ExpertsSpec, granularity as a number or a list; none: dense."""
+    depth_routing: Mapping[str, Any] | None = None
+    """Fields of DepthRoutingSpec, capacity as a number or a list; none: every block computes every token."""
     budgets: tuple[float, ...] | None = None
     """Run at these of the study's budgets only."""
     sizes_per_budget: int | None = None
     """Fewer or more sizes than the study's own number."""
+    params_active: Mapping[float, tuple[float, ...]] = field(default_factory=dict)
+    """Sizes by budget, instead of the study's own."""
+    depth: float | None = None
+    """Factor on the depth that the aspect rule gives, instead of the template's."""
     learning_rate_multiplier: float = 1.0
     """Factor on the learning rate, on top of the study's."""
 
@@ -108,15 +116,28 @@ class ArchitectureSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """One architecture with one granularity."""
+    """One architecture with one granularity and one depth capacity."""
 
     name: str
     family: str
-    """Its name in the YAML, which granularities share."""
+    """Its name in the YAML, which granularities and capacities share."""
     experts: ExpertsSpec | None
+    depth_routing: DepthRoutingSpec | None
     budgets: tuple[float, ...]
     sizes_per_budget: int
+    params_active: Mapping[float, tuple[float, ...]]
+    depth: float | None
     learning_rate_multiplier: float
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether every token goes through every parameter."""
+        return self.experts is None and self.depth_routing is None
+
+    @property
+    def is_causal(self) -> bool:
+        """False if its models cannot decide token by token even when sampled."""
+        return self.experts is None or self.experts.router.is_causal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,10 +262,7 @@ class StudySpec:
                 raise InputError(f"budgets holds {budget}; a budget must be a finite number greater than 0.")
         if len(set(self.budgets)) < len(self.budgets):
             raise InputError(f"budgets is {list(self.budgets)}; each may stand there once.")
-        self._check_budgets("params_active", self.params_active)
-        for budget, sizes in self.params_active.items():
-            if not sizes or not all(size > 0 for size in sizes):
-                raise InputError(f"params_active.{budget:g} is {list(sizes)}; give at least one size greater than 0.")
+        self._check_sizes("params_active", self.params_active)
         names = [architecture.name for architecture in self.expanded]
         written = [architecture.name for architecture in self.architectures]
         for name in written:
@@ -268,19 +286,28 @@ class StudySpec:
 
     @property
     def expanded(self) -> tuple[Architecture, ...]:
-        """Every architecture with one granularity each."""
+        """Every architecture with one granularity and one depth capacity each."""
         found = []
         for index, spec in enumerate(self.architectures):
             where = f"architectures.{index}"
             self._check_budgets(f"{where}.budgets", spec.budgets or ())
-            for suffix, experts in _expand_experts(spec.experts, where):
+            self._check_sizes(f"{where}.params_active", spec.params_active)
+            if spec.depth is not None and not 0 < spec.depth < float("inf"):
+                raise InputError(f"{where}.depth is {spec.depth}; it must be a finite number greater than 0.")
+            for (of_experts, experts), (of_depth, routing) in itertools.product(
+                _expand(spec.experts, ExpertsSpec, f"{where}.experts", "granularity", "-g{}"),
+                _expand(spec.depth_routing, DepthRoutingSpec, f"{where}.depth_routing", "capacity", "-c{}"),
+            ):
                 found.append(
                     Architecture(
-                        name=spec.name + suffix,
+                        name=spec.name + of_experts + of_depth,
                         family=spec.name,
                         experts=experts,
+                        depth_routing=routing,
                         budgets=spec.budgets or self.budgets,
                         sizes_per_budget=spec.sizes_per_budget or self.sizes_per_budget,
+                        params_active=spec.params_active or self.params_active,
+                        depth=spec.depth,
                         learning_rate_multiplier=spec.learning_rate_multiplier,
                     )
                 )
@@ -298,8 +325,9 @@ class StudySpec:
             vocab_size=vocab_size,
             context=self.context,
             experts=architecture.experts,
+            depth_routing=architecture.depth_routing,
             granularities=tuple(sorted({*self.granularities, *used} or {1})),
-            **vars(self.template),
+            **(vars(self.template) | ({} if architecture.depth is None else {"depth": architecture.depth})),
         )
 
     def train_config(self, flops: float, *, seed: int) -> TrainConfig:
@@ -343,6 +371,12 @@ class StudySpec:
             if budget not in self.budgets:
                 raise InputError(f"{name} holds {budget:g}; allowed are the study's budgets: {_list(self.budgets)}.")
 
+    def _check_sizes(self, name: str, by_budget: Mapping[float, tuple[float, ...]]) -> None:
+        self._check_budgets(name, by_budget)
+        for budget, sizes in by_budget.items():
+            if not sizes or not all(size > 0 for size in sizes):
+                raise InputError(f"{name}.{budget:g} is {list(sizes)}; give at least one size greater than 0.")
+
     def _check_names(self, name: str, wanted: tuple[str, ...]) -> None:
         known = [architecture.name for architecture in self.expanded]
         for architecture in wanted:
@@ -375,23 +409,25 @@ def parse_study(values: Mapping[str, Any], *, source: str = "study") -> StudySpe
     return study
 
 
-def _expand_experts(experts: Mapping[str, Any] | None, where: str) -> list[tuple[str, ExpertsSpec | None]]:
-    """One (name suffix, experts) for each granularity."""
-    if experts is None:
+def _expand(
+    values: Mapping[str, Any] | None, kind: type[Kind], where: str, field: str, suffix: str
+) -> list[tuple[str, Kind | None]]:
+    """One (name suffix, spec) for each value of `field`."""
+    if values is None:
         return [("", None)]
-    given = experts.get("granularity")
+    given = values.get(field)
     if isinstance(given, (list, tuple)):
         if not given:
-            raise InputError(f"{where}.experts.granularity is empty; give a number or a list of numbers.")
-        return [(f"-g{g}", _parse_experts({**experts, "granularity": g}, where)) for g in given]
-    return [("", _parse_experts(experts, where))]
+            raise InputError(f"{where}.{field} is empty; give a number or a list of numbers.")
+        return [(suffix.format(f"{g}".removeprefix("0")), _parse({**values, field: g}, kind, where)) for g in given]
+    return [("", _parse(values, kind, where))]
 
 
-def _parse_experts(values: Mapping[str, Any], where: str) -> ExpertsSpec:
+def _parse(values: Mapping[str, Any], kind: type[Kind], where: str) -> Kind:
     try:
-        return TypeAdapter(ExpertsSpec).validate_python(dict(values))
+        return TypeAdapter(kind).validate_python(dict(values))
     except ValidationError as error:
-        raise InputError(describe_validation_error(error, f"{where}.experts", ExpertsSpec)) from None
+        raise InputError(describe_validation_error(error, where, kind)) from None
 
 
 def _list(values: Any) -> str:

@@ -31,7 +31,7 @@ def predict(study: StudySpec, grid: Grid, fits: StudyFits, *, tokens_available: 
     """
     wanted = _wanted(study)
     laws = fits.by_architecture()
-    candidates = [a for a in study.expanded if a.name in laws and (a.experts is None or a.experts.router.is_causal)]
+    candidates = [a for a in study.expanded if a.name in laws and a.is_causal]
     if not candidates:
         reasons = "; ".join(fits.notes) or "the study has no causal architecture."
         raise InputError(f"verification.flops is {wanted.flops:g}, but there is no law to plan with: {reasons}")
@@ -183,8 +183,8 @@ def _multiplier(study: StudySpec, fits: StudyFits, best: PlanRow) -> dict[str, A
     from isoflop.report.trust import planned_multiplier
 
     laws = fits.by_architecture()
-    dense = next((a.name for a in study.expanded if a.experts is None and a.name in laws), None)
-    if dense is None or study.architecture(best.architecture).experts is None:
+    dense = next((a.name for a in study.expanded if a.is_dense and a.name in laws), None)
+    if dense is None or study.architecture(best.architecture).is_dense:
         return {"multiplier": None, "multiplier_missing": ""}
     found, reason = planned_multiplier(
         (dense, laws[dense]), (best.architecture, laws[best.architecture]), vars(best), level=LEVEL

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -38,6 +38,11 @@ class Checkpoint:
         with torch.no_grad():
             for name, tensor in model_tensors(model).items():
                 tensor.copy_(stored[name])
+
+    def missing(self, model: nn.Module) -> list[str]:
+        """Weights and buffers of `model` that the checkpoint does not have."""
+        with safe_open(self.path / MODEL, framework="pt") as stored:
+            return sorted(model_tensors(model).keys() - set(stored.keys()))
 
     def optimizer_tensors(self) -> dict[str, torch.Tensor]:
         """The optimiser's tensors by name; empty in the checkpoint of a finished run."""

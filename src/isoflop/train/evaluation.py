@@ -1,7 +1,7 @@
 """Held-out loss of a model on fixed windows of text.
 
-B sequences in a batch, T tokens in a sequence, V vocabulary, W windows, S batches, L MoE layers, X routed
-experts; the last dimension of statistics is X + 2: the loads, then dropped share and entropy.
+B sequences in a batch, T tokens in a sequence, V vocabulary, W windows, S batches, L MoE layers (or routed blocks), X
+routed experts, no-ops among them; the last dimension of statistics is X + 2: the loads, then dropped share and entropy.
 """
 
 import math
@@ -33,6 +33,11 @@ class Evaluation:
     """Share of tokens that no expert took, mean over MoE layers; 0 if dense."""
     router_entropy: float
     """Entropy of the mean router distribution in nats, mean over MoE layers; 0 if dense."""
+    kept_share: float
+    """Share of tokens that a depth-routed block computed, mean over these; 1 if there is none."""
+    depth_agreement: float
+    """Share of tokens on which the sampling rule of depth routing and the top-k of training agree, mean over blocks;
+    NaN if there is none or no rule is set."""
 
     @property
     def load_max(self) -> float:
@@ -78,8 +83,9 @@ def measure(
     wide = torch.float64 if device.type != "mps" else torch.float32
     loss_W = torch.zeros(len(windows_WT), device=device, dtype=wide)
     starts = range(0, len(windows_WT), batch_size)
-    n_experts = model.spec.experts.n_experts if model.spec.experts is not None else 0
+    n_experts = model.spec.experts.n_choices if model.spec.experts is not None else 0
     statistics_SLX = torch.zeros(len(starts), len(model.moe_layers), n_experts + 2, device=device)
+    depth_SL2 = torch.zeros(len(starts), len(model.depth_routers), 2, device=device)
     for number, start in enumerate(starts):
         if number % ranks.world != ranks.rank:
             continue
@@ -96,9 +102,12 @@ def measure(
         loss_W[start : start + own] = loss_BT[:own].to(wide).mean(dim=1)
         for row, layer in zip(statistics_SLX[number], output.experts, strict=True):
             row.copy_(torch.cat((layer.load_X, torch.stack((layer.dropped_share, layer.entropy)))))
+        for row, block in zip(depth_SL2[number], output.depth, strict=True):
+            row.copy_(torch.stack((block.kept_share, block.agreement)))
     model.train(was_training)
     ranks.sum_(loss_W)
     ranks.sum_(statistics_SLX)
+    ranks.sum_(depth_SL2)
     loss_W = loss_W.cpu()
     layers = [
         (layer_SX[:, :-2].contiguous(), layer_SX[:, -2].contiguous(), layer_SX[:, -1].contiguous())
@@ -110,6 +119,8 @@ def measure(
         load_LX=tuple(tuple(load.mean(0).tolist()) for load, _, _ in layers),
         dropped_share=_mean([dropped for _, dropped, _ in layers]),
         router_entropy=_mean([entropy for _, _, entropy in layers]),
+        kept_share=depth_SL2[..., 0].mean().item() if depth_SL2.numel() else 1.0,
+        depth_agreement=depth_SL2[..., 1].mean().item() if depth_SL2.numel() else math.nan,
     )
 
 

@@ -59,6 +59,11 @@ def load_model(path: str | Path, *, device: torch.device | str | None = None) ->
             raise RunError(f"checkpoint {path} is damaged: {error}.") from None
     spec = load_spec(run / "spec.yaml")
     model = Decoder(spec, device=device)
+    if missing := [name for name in checkpoint.missing(model) if "predictor" in name]:
+        raise RunError(
+            f"checkpoint {checkpoint.path} has no predictor ({missing[0]}), but depth_routing.sampled_by in "
+            f"{run}/spec.yaml is predictor; choose threshold there and calibrate, or train with the predictor."
+        )
     try:
         checkpoint.load_model(model)
     except (KeyError, RuntimeError):

@@ -22,7 +22,7 @@ def run_record(
     wall_seconds: float,
     bytes_per_token: float,
     evaluation: Evaluation | None,
-    loss_sampled: float | None,
+    sampled: Evaluation | None,
     train_loss: float | None,
     error: str | None,
     extra: Mapping[str, Any],
@@ -32,11 +32,17 @@ def run_record(
     `steps`, `tokens` and `flops` are what was really done. `loss`, `loss_std` (standard error of the mean over held-out
     windows), `dropped_share`, `load_max` (largest load of an expert as a multiple of an equal share) and
     `router_entropy` (mean over layers, nats) come from held-out text. A diverged run has no loss.
+
+    `evaluation` decides as in training, `sampled` token by token as in sampling (None: no difference); the losses are
+    `loss_as_trained` and `loss_sampled`. `loss` is the first of them, unless depth routing made it look at later
+    tokens: then it is the second, so that every comparison is one of causal models.
     """
+    headline = sampled if spec.depth_routing is not None and sampled is not None else evaluation
     experts, counted = spec.experts, plan.count
     seconds = max(wall_seconds, 1e-9)
     tokens, flops = steps * plan.batch_tokens, steps * plan.flops_per_step
-    loss = evaluation.loss if evaluation else None
+    loss = headline.loss if headline else None
+    routing = spec.depth_routing
     record = {
         "run_id": run_id,
         "study": None,
@@ -44,11 +50,12 @@ def run_record(
         "status": "done" if error is None else "diverged",
         "error": error,
         "loss": loss,
-        "loss_std": evaluation.loss_std if evaluation else None,
+        "loss_std": headline.loss_std if headline else None,
         "bits_per_byte": None if loss is None else loss / math.log(2) / bytes_per_token,
-        "loss_sampled": loss_sampled,
+        "loss_sampled": sampled.loss if sampled else None,
+        "loss_as_trained": evaluation.loss if evaluation and sampled else None,
         "train_loss": train_loss,
-        "causal": spec.is_causal,
+        "causal": spec.is_causal if spec.depth_routing is None else spec.is_causal_when_sampled,
         "params_total": counted.params_total,
         "params_active": counted.params_active,
         "params_embedding": counted.params_embedding,
@@ -70,7 +77,12 @@ def run_record(
         "top_k": experts.top_k if experts else 1,
         "sparsity": experts.sparsity if experts else 0.0,
         "expert_attention_ratio": counted.expert_attention_ratio,
-        "depth_capacity": 1,
+        "depth_capacity": routing.capacity if routing else 1,
+        "depth_every": routing.every if routing else None,
+        "depth_part": routing.part if routing else None,
+        "depth_router": routing.router if routing else "none",
+        "depth_sampled_by": routing.sampled_by if routing and routing.router == "learned" else None,
+        "noop_experts": experts.noop_experts if experts else 0,
         "router": experts.router.kind if experts else "none",
         "output_norm": experts.output_norm if experts else False,
         "seed": config.seed,
@@ -88,6 +100,8 @@ def run_record(
         "dropped_share": evaluation.dropped_share if evaluation else None,
         "load_max": evaluation.load_max if evaluation else None,
         "router_entropy": evaluation.router_entropy if evaluation else None,
+        "kept_share": sampled.kept_share if routing and sampled else None,
+        "depth_agreement": sampled.depth_agreement if routing and sampled else None,
         "version": isoflop.__version__,
         **extra,
     }

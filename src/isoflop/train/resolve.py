@@ -1,7 +1,7 @@
 """From a spec and a configuration to the numbers of a run: batch, steps, tokens, FLOPs, learning rate."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from isoflop.errors import InputError
@@ -111,7 +111,7 @@ def resolve(spec: DecoderSpec, config: TrainConfig, *, world: int = 1) -> Resolv
         )
     if spec.experts is not None and micro < least:
         raise InputError(
-            f"micro_batch is {micro} sequences; expert choice with {spec.experts.n_experts} experts, "
+            f"micro_batch is {micro} sequences; expert choice with {spec.experts.n_choices} experts, "
             f"{spec.experts.top_k} a token, needs groups of at least {least}, or experts compute more than is counted."
         )
     return Resolved(
@@ -120,8 +120,14 @@ def resolve(spec: DecoderSpec, config: TrainConfig, *, world: int = 1) -> Resolv
         micro_batch=micro,
         batch_tokens=batch,
         steps=math.ceil(tokens / batch * (1 - 1e-12)),
-        learning_rate=config.learning_rate or rules.learning_rate(counted.params_active, moe=spec.experts is not None),
+        learning_rate=config.learning_rate or rules.learning_rate(_size(spec), moe=spec.experts is not None),
     )
+
+
+def _size(spec: DecoderSpec) -> int:
+    """Active parameters of the model without depth routing, by which the learning rate goes: same shape, same rate."""
+    experts = None if spec.experts is None else replace(spec.experts, noop_experts=0)
+    return count(replace(spec, depth_routing=None, experts=experts)).params_active
 
 
 def _budget(config: TrainConfig) -> str:
@@ -140,7 +146,7 @@ def _least_sequences(spec: DecoderSpec) -> int:
     """Sequences that a group needs so that every expert takes a token at each position."""
     if spec.experts is None or spec.experts.router.kind != "expert_choice":
         return 1
-    return math.ceil(spec.experts.n_experts / spec.experts.top_k)
+    return math.ceil(spec.experts.n_choices / spec.experts.top_k)
 
 
 def _at_least(value: float) -> str:

@@ -8,15 +8,15 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch.nn import functional
 
 from isoflop.data import Batches
-from isoflop.nn import Decoder, ExpertStatistics, calibrate_thresholds
+from isoflop.nn import Decoder, DepthStatistics, ExpertStatistics, calibrate_thresholds
 from isoflop.spec import DecoderSpec
 from isoflop.train.checkpoint import model_tensors, newest_checkpoint, prune, save_checkpoint
 from isoflop.train.config import TrainConfig
@@ -36,6 +36,16 @@ the loss of the first step (an untrained model's)."""
 
 CALIBRATION_TOKENS = 32768
 """Tokens of training text beyond the run's own on which the thresholds of an expert-choice model are calibrated."""
+
+
+@dataclass(frozen=True)
+class StepStatistics:
+    """What the layers report about one step."""
+
+    experts: tuple[ExpertStatistics, ...]
+    """One per MoE layer."""
+    depth: tuple[DepthStatistics, ...]
+    """One per depth-routed block."""
 
 
 class Run:
@@ -91,7 +101,7 @@ class Run:
             since = time.perf_counter()
             line_step, line_seconds = self.step, self.wall_seconds
             while self.step < plan.steps:
-                grad_norm, experts = self._train_step()
+                grad_norm, output = self._train_step()
                 last = self.step == plan.steps
                 log = self.step == 1 or self.step % config.log_every == 0 or last
                 evaluate = config.evaluate_every is not None and self.step % config.evaluate_every == 0 and not last
@@ -105,7 +115,7 @@ class Run:
                 if log:
                     seconds = max(self.wall_seconds - line_seconds, 1e-9)
                     speed = (self.step - line_step) * plan.batch_tokens / seconds
-                    self._write(metrics, self._training_line(grad_norm, experts, speed))
+                    self._write(metrics, self._training_line(grad_norm, output, speed))
                     line_step, line_seconds = self.step, self.wall_seconds
                 bar.update(self.step, self.train_loss)
                 if self.error is not None:
@@ -124,10 +134,10 @@ class Run:
             evaluation = self._evaluate() if self.error is None else None
             if evaluation is not None and not math.isfinite(evaluation.loss):
                 self.error, evaluation = f"held-out loss is {evaluation.loss} at step {self.step}", None
-            loss_sampled = None
+            sampled = None
             if evaluation is not None:
                 self._write(metrics, self._evaluation_line(evaluation))
-                loss_sampled = self._sampled_loss()
+                sampled = self._evaluate_as_sampled()
         record = run_record(
             self.spec,
             config,
@@ -138,7 +148,7 @@ class Run:
             wall_seconds=self.wall_seconds,
             bytes_per_token=self.bytes_per_token,
             evaluation=evaluation,
-            loss_sampled=loss_sampled,
+            sampled=sampled,
             train_loss=self.train_loss,
             error=self.error,
             extra=extra,
@@ -156,15 +166,15 @@ class Run:
         by_time = seconds is not None and time.monotonic() - saved_at > seconds
         return by_time or (steps is not None and self.step % steps == 0)
 
-    def _train_step(self) -> tuple[torch.Tensor, tuple[ExpertStatistics, ...]]:
-        """One optimiser step; the norm of its gradient, and expert statistics averaged over its micro-batches."""
+    def _train_step(self) -> tuple[torch.Tensor, StepStatistics]:
+        """One optimiser step; the norm of its gradient, and statistics averaged over its micro-batches."""
         plan = self.plan
         share = learning_rate_share(self.step, plan.steps, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = plan.learning_rate * share
         batch_BT = self._to_device(self.batches.batch(self.step, rank=self.ranks.rank, world=self.ranks.world))
         micro_batches = batch_BT.split(plan.micro_batch)
-        losses, experts = [], []
+        losses, experts, depth = [], [], []
         self.optimizer.zero_grad(set_to_none=True)
         for micro_BT in micro_batches:
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
@@ -173,13 +183,14 @@ class Run:
             ((loss + output.auxiliary_loss) / len(micro_batches)).backward()
             losses.append(loss.detach())
             experts.append(output.experts)
-        statistics = _mean_statistics(experts)
+            depth.append(output.depth)
+        statistics = StepStatistics(_mean(ExpertStatistics, experts), _mean(DepthStatistics, depth))
         loss = torch.stack(losses).mean()
         gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
-        self.ranks.mean_([*gradients, loss, *(layer.load_X for layer in statistics)])
+        self.ranks.mean_([*gradients, loss, *(layer.load_X for layer in statistics.experts)])
         grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         self.optimizer.step()
-        self.model.update_router_bias(statistics)
+        self.model.update_router_bias(statistics.experts)
         self.step += 1
         bad = ~(torch.isfinite(loss) & torch.isfinite(grad_norm)) & (self.first_bad < 0)
         self.first_bad = torch.where(bad, self.step, self.first_bad)
@@ -209,10 +220,10 @@ class Run:
             self.error = f"training loss is {self.train_loss:.3f} at step {self.step}, above {limit:.3f}"
 
     def _training_line(
-        self, grad_norm: torch.Tensor, experts: Sequence[ExpertStatistics], tokens_per_second: float
+        self, grad_norm: torch.Tensor, statistics: StepStatistics, tokens_per_second: float
     ) -> dict[str, Any]:
         """A line of metrics; `loss` is the mean over the steps since the last line."""
-        plan = self.plan
+        plan, experts, depth = self.plan, statistics.experts, statistics.depth
         line = {
             **self._place(),
             "loss": self.train_loss,
@@ -228,6 +239,13 @@ class Run:
                 "router_entropy": sum(float(layer.entropy) for layer in experts) / len(experts),
                 "dropped_share": sum(float(layer.dropped_share) for layer in experts) / len(experts),
                 "auxiliary_loss": sum(float(layer.auxiliary_loss) for layer in experts),
+            }
+        if depth:
+            line |= {
+                "kept_share": sum(float(block.kept_share) for block in depth) / len(depth),
+                "depth_agreement": sum(float(block.agreement) for block in depth) / len(depth),
+                "depth_score_std": sum(float(block.score_std) for block in depth) / len(depth),
+                "depth_auxiliary_loss": sum(float(block.auxiliary_loss) for block in depth),
             }
         self.loss_sum.zero_()
         self.loss_steps = 0
@@ -247,8 +265,8 @@ class Run:
         )
 
     def _calibrate(self) -> None:
-        """Set the thresholds by which an expert-choice model samples; the finished run's checkpoint holds them."""
-        if not self._chooses_tokens:
+        """Set the thresholds by which the model samples; the finished run's checkpoint holds them."""
+        if not self.model.needs_calibration:
             return
         plan, micro_batches = self.plan, []
         for step in range(plan.steps, plan.steps + math.ceil(CALIBRATION_TOKENS / plan.batch_tokens)):
@@ -258,18 +276,14 @@ class Run:
         calibrate_thresholds(self.model, [micro_BT[:, :-1] for micro_BT in micro_batches[:needed]])
         self.model.train()
 
-    def _sampled_loss(self) -> float | None:
-        """Held-out loss of an expert-choice model that decides by thresholds, token by token, as when sampling."""
-        if not self._chooses_tokens:
+    def _evaluate_as_sampled(self) -> Evaluation | None:
+        """As `_evaluate`, deciding token by token; None if the model never decides otherwise."""
+        if not self.model.needs_calibration and not self.model.depth_routers:
             return None
-        self.model.expert_choice = "threshold"
-        loss = self._evaluate().loss
-        self.model.expert_choice = "grouped"
-        return loss
-
-    @property
-    def _chooses_tokens(self) -> bool:
-        return any(layer.router.is_expert_choice for layer in self.model.moe_layers)
+        self.model.decisions = "sampled"
+        evaluation = self._evaluate()
+        self.model.decisions = "trained"
+        return evaluation
 
     def _metrics_file(self) -> Any:
         return self.directory.metrics.open("ab") if self.ranks.rank == 0 else nullcontext()
@@ -325,16 +339,17 @@ class Run:
             self.directory.truncate_metrics(state["metrics_bytes"])
 
 
-def _mean_statistics(micro_batches: Sequence[Sequence[ExpertStatistics]]) -> tuple[ExpertStatistics, ...]:
-    """Layer by layer, the mean over micro-batches."""
-    if len(micro_batches) == 1:
-        return tuple(replace(layer, auxiliary_loss=layer.auxiliary_loss.detach()) for layer in micro_batches[0])
+Statistics = TypeVar("Statistics", ExpertStatistics, DepthStatistics)
+
+
+def _mean(kind: type[Statistics], micro_batches: Sequence[Sequence[Statistics]]) -> tuple[Statistics, ...]:
+    """Layer by layer, the mean of every member over micro-batches, without gradients."""
     return tuple(
-        ExpertStatistics(
-            load_X=torch.stack([layer.load_X for layer in layers]).mean(0),
-            entropy=torch.stack([layer.entropy for layer in layers]).mean(0),
-            dropped_share=torch.stack([layer.dropped_share for layer in layers]).mean(0),
-            auxiliary_loss=torch.stack([layer.auxiliary_loss.detach() for layer in layers]).mean(0),
+        kind(
+            **{
+                field.name: torch.stack([getattr(layer, field.name).detach() for layer in layers]).mean(0)
+                for field in fields(kind)
+            }
         )
         for layers in zip(*micro_batches, strict=True)
     )
