@@ -6,12 +6,21 @@ import torch
 from isoflop.errors import InputError
 from isoflop.nn import Decoder, calibrate_thresholds
 from isoflop.sample import generate
-from isoflop.spec import AttentionSpec, DecoderSpec, ExpertsSpec, FeedForwardSpec, RouterSpec
+from isoflop.spec import AttentionSpec, DecoderSpec, DepthRoutingSpec, ExpertsSpec, FeedForwardSpec, RouterSpec
 
 PROMPTS = [[3, 1, 4], [1], [5, 9, 2, 6, 5, 3, 5], [8, 9, 7]]
 
 
-def make(kind=None):
+DEPTH = {
+    "mod": DepthRoutingSpec(capacity=0.4),
+    "mod-predictor": DepthRoutingSpec(capacity=0.4, every=1, sampled_by="predictor"),
+    "mod-feed-forward": DepthRoutingSpec(capacity=0.4, part="feed_forward"),
+    "mod-stochastic": DepthRoutingSpec(capacity=0.4, router="stochastic"),
+    "mod-fixed": DepthRoutingSpec(capacity=0.4, router="fixed"),
+}
+
+
+def make(kind=None, depth=None):
     experts = None
     if kind is not None:
         experts = ExpertsSpec(granularity=2, expansion_rate=4, router=RouterSpec(kind=kind))
@@ -23,17 +32,28 @@ def make(kind=None):
         attention=AttentionSpec(n_heads=4, head_dim=8, n_kv_heads=2),
         feed_forward=FeedForwardSpec(d_ff=64),
         experts=experts,
+        depth_routing=depth,
     )
     return Decoder(spec, seed=3)
 
 
-@pytest.fixture(params=[None, "token_choice", "expert_choice"])
+MODELS = {
+    "dense": (),
+    "token_choice": ("token_choice",),
+    "expert_choice": ("expert_choice",),
+    **{name: (None, depth) for name, depth in DEPTH.items()},
+    "staged": ("token_choice", DEPTH["mod"]),
+    "staged, experts choose": ("expert_choice", DEPTH["mod"]),
+}
+
+
+@pytest.fixture(params=MODELS)
 def model(request):
-    model = make(request.param)
-    if request.param == "expert_choice":
+    model = make(*MODELS[request.param])
+    if model.needs_calibration:
         tokens_BT = torch.randint(0, 29, (32, 32), generator=torch.Generator().manual_seed(0))
         calibrate_thresholds(model, [tokens_BT])
-        model.expert_choice = "threshold"
+    model.decisions = "sampled"
     return model
 
 

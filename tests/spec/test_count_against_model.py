@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
-from isoflop import AttentionSpec, DecoderSpec, ExpertsSpec, FeedForwardSpec, RouterSpec, count
+from isoflop import AttentionSpec, DecoderSpec, DepthRoutingSpec, ExpertsSpec, FeedForwardSpec, RouterSpec, count
 from isoflop.nn import Decoder
 
 BATCH = 8
@@ -45,6 +45,10 @@ def profiled(spec: DecoderSpec, *, backward: bool) -> int:
         replace(DENSE, experts=TOKEN_CHOICE),
         replace(DENSE, experts=replace(TOKEN_CHOICE, shared_experts=2, output_norm=False, skip_first=1)),
         replace(DENSE, experts=replace(EXPERT_CHOICE, every=2)),
+        replace(DENSE, experts=replace(TOKEN_CHOICE, noop_experts=3)),
+        replace(DENSE, depth_routing=DepthRoutingSpec(capacity=0.25)),
+        replace(DENSE, depth_routing=DepthRoutingSpec(capacity=0.25, every=1, sampled_by="predictor")),
+        replace(DENSE, depth_routing=DepthRoutingSpec(capacity=0.25, router="fixed")),
     ],
 )
 def test_parameters_equal_those_of_the_built_model(spec: DecoderSpec) -> None:
@@ -71,3 +75,40 @@ def test_moe_flops_differ_from_the_profilers_by_the_dispatch(experts: ExpertsSpe
     dispatch = counted.flops_per_token["dispatch"]
     assert counted.flops_per_token["total"] - profiled(spec, backward=False) == dispatch > 0
     assert counted.training_flops_per_token - profiled(spec, backward=True) == 3 * dispatch
+
+
+ROUTED = {
+    "block": DepthRoutingSpec(capacity=0.25),
+    "every block": DepthRoutingSpec(capacity=0.5, every=1, gate="sigmoid"),
+    "uneven": DepthRoutingSpec(capacity=0.3),
+    "feed-forward": DepthRoutingSpec(capacity=0.25, part="feed_forward"),
+    "fixed": DepthRoutingSpec(capacity=0.25, router="fixed"),
+    "stochastic": DepthRoutingSpec(capacity=0.25, router="stochastic"),
+}
+
+
+@pytest.mark.parametrize("routing", ROUTED.values(), ids=ROUTED)
+def test_depth_routed_flops_equal_the_profilers(routing: DepthRoutingSpec) -> None:
+    spec = replace(DENSE, depth_routing=routing)
+    counted = count(spec, convention="exact-full")
+    total = counted.flops_per_token["total"]
+    assert profiled(spec, backward=False) == pytest.approx(total, rel=1e-9, abs=1)  # profiled() rounds down
+    assert profiled(spec, backward=True) == pytest.approx(counted.training_flops_per_token, rel=1e-9, abs=1)
+
+
+def test_a_predictors_flops_equal_the_profilers() -> None:
+    spec = replace(DENSE, depth_routing=DepthRoutingSpec(capacity=0.25, sampled_by="predictor"))
+    model = Decoder(spec)
+    tokens_BT = torch.randint(0, spec.vocab_size, (BATCH, spec.context), generator=torch.Generator().manual_seed(0))
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        output = model(tokens_BT)
+        (cross_entropy(output.logits_BTV.flatten(0, 1), tokens_BT.flatten()) + output.auxiliary_loss).backward()
+    expected = count(spec, convention="exact-full").training_flops_per_token
+    assert counter.get_total_flops() / tokens_BT.numel() == pytest.approx(expected)
+
+
+def test_staged_flops_differ_from_the_profilers_by_the_dispatch() -> None:
+    spec = replace(DENSE, experts=TOKEN_CHOICE, depth_routing=DepthRoutingSpec(capacity=0.25))
+    counted = count(spec, convention="exact-full")
+    without = counted.flops_per_token["total"] - counted.flops_per_token["dispatch"]
+    assert profiled(spec, backward=False) == pytest.approx(without, abs=1)

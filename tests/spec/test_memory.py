@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from isoflop.nn import Decoder
-from isoflop.spec import AttentionSpec, DecoderSpec, ExpertsSpec, FeedForwardSpec, RouterSpec, memory
+from isoflop.spec import AttentionSpec, DecoderSpec, DepthRoutingSpec, ExpertsSpec, FeedForwardSpec, RouterSpec, memory
 
 BATCH, CONTEXT = 8, 32
 
 
-def _spec(*, activation="swiglu", n_kv_heads=None, qk_norm=False, d_ff=256, **experts):
+def _spec(*, activation="swiglu", n_kv_heads=None, qk_norm=False, d_ff=256, depth=None, **experts):
     return DecoderSpec(
         d_model=64,
         n_layers=2,
@@ -20,6 +20,7 @@ def _spec(*, activation="swiglu", n_kv_heads=None, qk_norm=False, d_ff=256, **ex
         attention=AttentionSpec(n_heads=4, head_dim=16, n_kv_heads=n_kv_heads, qk_norm=qk_norm),
         feed_forward=FeedForwardSpec(d_ff=d_ff, activation=activation),
         experts=ExpertsSpec(**experts) if experts else None,
+        depth_routing=depth,
     )
 
 
@@ -56,6 +57,11 @@ MODELS = {
     "shared": {"granularity": 4, "expansion_rate": 4.0, "shared_experts": 1},
     "expert_choice": {"granularity": 2, "expansion_rate": 4.0, "router": RouterSpec(kind="expert_choice")},
     "short_experts": {"granularity": 8, "expansion_rate": 4.0},
+    "depth": {"depth": DepthRoutingSpec(capacity=0.25)},
+    "depth_feed_forward": {"depth": DepthRoutingSpec(capacity=0.5, part="feed_forward")},
+    "depth_predictor": {"depth": DepthRoutingSpec(capacity=0.5, every=1, sampled_by="predictor")},
+    "depth_fixed": {"depth": DepthRoutingSpec(capacity=0.5, router="fixed")},
+    "staged": {"depth": DepthRoutingSpec(capacity=0.5), "granularity": 4, "expansion_rate": 4.0},
 }
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from isoflop.data import prepare
-from isoflop.spec import AttentionSpec, DecoderSpec, ExpertsSpec, FeedForwardSpec, RouterSpec
+from isoflop.spec import AttentionSpec, DecoderSpec, DepthRoutingSpec, ExpertsSpec, FeedForwardSpec, RouterSpec
 
 WORDS = (
     "the",
@@ -59,7 +59,14 @@ def expert_choice() -> DecoderSpec:
     return tiny_spec(experts=ExpertsSpec(granularity=2, expansion_rate=4, router=router))
 
 
-def tiny_spec(experts: ExpertsSpec | None = None, vocab_size: int = 257) -> DecoderSpec:
+@pytest.fixture
+def depth_routed() -> DecoderSpec:
+    return tiny_spec(depth_routing=DepthRoutingSpec(capacity=0.25, sampled_by="predictor"))
+
+
+def tiny_spec(
+    experts: ExpertsSpec | None = None, vocab_size: int = 257, depth_routing: DepthRoutingSpec | None = None
+) -> DecoderSpec:
     return DecoderSpec(
         vocab_size=vocab_size,
         context=16,
@@ -68,4 +75,5 @@ def tiny_spec(experts: ExpertsSpec | None = None, vocab_size: int = 257) -> Deco
         attention=AttentionSpec(n_heads=2, head_dim=8),
         feed_forward=FeedForwardSpec(d_ff=32),
         experts=experts,
+        depth_routing=depth_routing,
     )

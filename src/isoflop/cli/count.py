@@ -1,5 +1,6 @@
 """`isoflop count`: parameters, FLOPs and bytes of a spec."""
 
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,8 @@ def count(
     from isoflop import spec as room
 
     model = room.load_spec(spec)
+    for sentence in model.warnings:
+        warnings.warn(sentence, stacklevel=1)
     counted = room.count(model, context=context, convention=convention)
     batch_tokens = counted.context if batch_tokens is None else batch_tokens
     if batch_tokens < 1:
@@ -71,6 +74,11 @@ def count(
             ["params_total (non-embedding)", f"{counted.params_total:,}"],
             ["params_active (non-embedding)", f"{counted.params_active:,}"],
             ["params_embedding", f"{counted.params_embedding:,}"],
+            *(
+                [["depth_capacity (of the routed blocks)", f"{model.depth_routing.capacity:g}"]]
+                if model.depth_routing
+                else []
+            ),
             ["training FLOPs per token", si(counted.training_flops_per_token, 4)],
             ["expert_attention_ratio", f"{counted.expert_attention_ratio:.3f}"],
             [f"memory to train, {batch_tokens:,} tokens a forward", f"{training.total / 2**20:,.1f} MiB"],

@@ -6,6 +6,7 @@ import inspect
 import json as json_module
 import sys
 import textwrap
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -118,8 +119,11 @@ def train(
     from isoflop.spec import load_spec
     from isoflop.train import train as run
 
+    model = load_spec(spec)
+    for sentence in model.warnings:
+        warnings.warn(sentence, stacklevel=1)
     try:
-        record = run(load_spec(spec), config, data=data, out=out)
+        record = run(model, config, data=data, out=out)
     except KeyboardInterrupt:
         sys.stderr.write(f"interrupted; the same command continues where {out} stopped.\n")
         raise typer.Exit(130) from None
@@ -135,12 +139,20 @@ def train(
 def _print_record(record: dict[str, Any], out: Path) -> None:
     loss = record["loss"]
     rows = [["status", record["status"]]]
+    sampled = record["loss_as_trained"] is not None
     if loss is not None:
         spread = "" if record["loss_std"] is None else f" ± {record['loss_std']:.4f}"
         rows += [
             ["held-out loss, nats/token" + ("" if record["causal"] else " (non-causal)"), f"{loss:.4f}{spread}"],
             ["bits per byte", f"{record['bits_per_byte']:.4f}"],
         ]
+    if sampled:
+        rows += [
+            ["  choosing as trained", f"{record['loss_as_trained']:.4f}"],
+            ["  choosing token by token, as sampled", f"{record['loss_sampled']:.4f}"],
+        ]
+    if record["kept_share"] is not None:
+        rows.append(["tokens that routed blocks compute, as sampled", f"{record['kept_share']:.1%}"])
     rows += [
         ["parameters, active / total (non-embedding)", f"{si(record['params_active'])} / {si(record['params_total'])}"],
         ["tokens", f"{si(record['tokens'])} ({record['epochs']:.2f} epochs)"],

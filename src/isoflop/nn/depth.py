@@ -195,7 +195,7 @@ class DepthRouter(nn.Module):
                 bce = F.binary_cross_entropy_with_logits(decision_BT, target_BT)
                 auxiliary_loss = self.spec.auxiliary_weight * bce
         share = score_BT.new_full((), best_BC.shape[1] / length)
-        statistics = DepthStatistics(share, agreement.detach(), score_BT.detach().std(), auxiliary_loss)
+        statistics = DepthStatistics(share, agreement.detach(), score_BT.detach().std(correction=0), auxiliary_loss)
         return Kept(rows_M, best_BC, None, None, None, gates_M1, statistics)
 
     def _above(self, decision_BT: Tensor) -> Tensor:
@@ -238,7 +238,7 @@ class DepthRouter(nn.Module):
         batch, length = keep_BT.shape
         counts: list[int] = keep_BT.sum(1).tolist()
         sequences = [index for index in range(batch) if counts[index]] if ragged else list(range(batch))
-        n_most = max([counts[index] for index in sequences] or [0], default=0) if ragged else max(1, *counts)
+        n_most = max((counts[index] for index in sequences), default=0) if ragged else max(1, *counts)
         chosen_A = torch.tensor(sequences, dtype=torch.int64, device=keep_BT.device)
         keep_AT = keep_BT if len(sequences) == batch else keep_BT.index_select(0, chosen_A)
         # kept tokens first, each group in order of position
@@ -248,7 +248,7 @@ class DepthRouter(nn.Module):
         gates_M1 = real_AC.reshape(-1, 1).to(torch.float32)
         if score_BT is not None and self.is_learned:
             gates_M1 = self._gate(score_BT.reshape(-1).index_select(0, rows_M))[:, None] * gates_M1
-        scale = agreement.new_full((), math.nan) if score_BT is None or ragged else score_BT.detach().std()
+        scale = agreement.new_full((), math.nan) if score_BT is None or ragged else score_BT.detach().std(correction=0)
         share = keep_BT.to(torch.float32).mean()
         statistics = DepthStatistics(share, agreement, scale, share.new_zeros(()))
         return Kept(
