@@ -1,0 +1,243 @@
+"""Depth routing against its vanilla twin of the same shape: training step, peak memory, time per sampled token.
+
+    python benchmarks/depth.py                           # a quarter of an hour; nothing else should run
+    python benchmarks/depth.py --part sample --threads 1
+
+d_model 512, 8 blocks, context 1024, bytes; every other block is routed with capacity 1/8. Both models live in one
+process and take turns; the median of the rounds' ratios is kept, with its quartiles. The bars (issue "Mixture-of-
+Depths", section 4): the step's time falls to at most 1.12 × the FLOP ratio, and a sampled token's time by at least 80%
+of what its FLOPs fall by, at batch 8 or more.
+
+FLOPs are `isoflop.count`'s. Training is held against `exact` (a token attends to (n+1)/2 keys), because PyTorch's
+attention skips the blocks above the diagonal; `exact-full` is printed beside it. A sampled token attends to all n keys
+before it, so there `exact-full` is exact; the share of tokens is the one that routed blocks really computed in the
+timed steps. Peak memory is `ru_maxrss` of a fresh process for each model, less what that process had after its imports.
+"""
+
+import argparse
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from isoflop import __version__
+from isoflop.nn import Decoder, KVCache, calibrate_thresholds
+from isoflop.spec import AttentionSpec, DecoderSpec, DepthRoutingSpec, FeedForwardSpec, count, memory
+
+DENSE = DecoderSpec(
+    vocab_size=257,
+    context=1024,
+    n_layers=8,
+    d_model=512,
+    attention=AttentionSpec(n_heads=8, head_dim=64),
+    feed_forward=FeedForwardSpec(d_ff=1408),
+)
+ROUTED = replace(DENSE, depth_routing=DepthRoutingSpec(capacity=0.125, every=2))
+SPECS = {"dense": DENSE, "routed": ROUTED}
+STEP_BAR, SAMPLE_BAR = 1.12, 0.8
+
+
+def quartiles(values: list[float]) -> tuple[float, float, float]:
+    """Lower quartile, median, upper quartile."""
+    ordered = sorted(values)
+    n = len(ordered)
+    return ordered[n // 4], ordered[n // 2], ordered[(3 * n) // 4]
+
+
+def show(values: list[float], scale: float = 1.0, digits: int = 3) -> str:
+    """Median (quartiles)."""
+    low, middle, high = (scale * value for value in quartiles(values))
+    return f"{middle:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
+
+
+def text(batch: int, length: int, seed: int) -> Tensor:
+    """Random bytes, [batch, length]."""
+    return torch.randint(0, DENSE.vocab_size, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def stepper(spec: DecoderSpec, batch: int) -> Callable[[], None]:
+    """One training step on random bytes: forward, backward, clipping, AdamW."""
+    model = Decoder(spec)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    tokens_BT = text(batch, spec.context + 1, seed=0)
+
+    def step() -> None:
+        output = model(tokens_BT[:, :-1])
+        loss = cross_entropy(output.logits_BTV.flatten(0, 1), tokens_BT[:, 1:].flatten()) + output.auxiliary_loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def seconds(call: Callable[[], None]) -> float:
+    """Of one call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def train(batch: int, repeats: int) -> None:
+    """Training step: time ratio over FLOP ratio."""
+    steps = {name: stepper(spec, batch) for name, spec in SPECS.items()}
+    for step in steps.values():
+        step()
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(repeats):
+        for name, step in steps.items():
+            times[name].append(seconds(step))
+    ratios = [own / other for own, other in zip(times["routed"], times["dense"], strict=True)]
+    print(f"training step, {batch} sequences of {DENSE.context} tokens, median of {repeats} (quartiles)")
+    for name, values in times.items():
+        rate = count(SPECS[name]).training_flops_per_token * batch * DENSE.context / quartiles(values)[1]
+        print(f"  {name:<8}{show(values)} s, {rate / 1e9:.0f} GFLOP/s (exact)")
+    print(f"  time ratio {show(ratios)}")
+    for convention in ("exact", "exact-full"):
+        own, other = (count(SPECS[name], convention=convention) for name in ("routed", "dense"))
+        flops = own.training_flops_per_token / other.training_flops_per_token
+        bar = f"; at most {STEP_BAR}" if convention == "exact" else ""
+        print(f"  FLOP ratio, {convention}: {flops:.4f}; time / FLOPs {show([r / flops for r in ratios])}{bar}")
+
+
+def peak_rss() -> int:
+    """Most memory that this process ever held, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def step_memory(name: str, batch: int) -> None:
+    """Print what three steps add to the peak of this process, in bytes."""
+    warm = torch.ones(256, 256, requires_grad=True)
+    (warm @ warm).sum().backward()
+    before = peak_rss()
+    step = stepper(SPECS[name], batch)
+    for _ in range(3):
+        step()
+    print(peak_rss() - before)
+
+
+def peak_memory(batch: int, threads: int) -> None:
+    """Peak memory of a step beside the estimate."""
+    print(f"peak memory of a training step, {batch} sequences of {DENSE.context} tokens, each model in its own process")
+    found, estimates = {}, {}
+    for name, spec in SPECS.items():
+        command = [sys.executable, __file__, "--step-memory", name, "--batch", str(batch), "--threads", str(threads)]
+        found[name] = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        estimates[name] = memory(spec, batch_tokens=batch * spec.context)
+        total = estimates[name].total
+        print(
+            f"  {name:<8}{found[name] / 2**20:,.0f} MiB; isoflop.spec.memory {total / 2**20:,.0f} MiB, of which "
+            f"activations {estimates[name].activations / 2**20:,.0f}; measured / estimate {found[name] / total:.2f}"
+        )
+    print(
+        f"  ratio {found['routed'] / found['dense']:.3f}; "
+        f"estimated {estimates['routed'].total / estimates['dense'].total:.3f}"
+    )
+
+
+class Sampler:
+    """A model with a filled cache, that decodes one given token of each sequence at a time."""
+
+    def __init__(self, model: Decoder, tokens_BT: Tensor, room: int) -> None:
+        self.model = model
+        self.cache = KVCache(model.spec, tokens_BT.shape[0], tokens_BT.shape[1] + room)
+        self.shares: list[float] = []
+        self.model(tokens_BT, cache=self.cache)
+
+    def seconds(self, tokens_B1: Tensor) -> float:
+        """Of one decoding step, with the greedy choice."""
+        start = time.perf_counter()
+        output = self.model(tokens_B1, cache=self.cache)
+        output.logits_BTV[:, -1].argmax(-1).tolist()
+        passed = time.perf_counter() - start
+        self.shares += [block.kept_share.item() for block in output.depth]
+        return passed
+
+
+@torch.no_grad()
+def sample(batches: list[int], prompt: int, rounds: int, steps: int) -> None:
+    """Decoding step: share of the ideal saving."""
+    dense, routed = Decoder(DENSE), Decoder(ROUTED)
+    calibrate_thresholds(routed, [text(4, DENSE.context, seed=1 + index) for index in range(4)])
+    routed.decisions = "sampled"
+    shares = [block.kept_share.item() for block in routed(text(4, DENSE.context, seed=9)).depth]
+    print(f"sampling after {prompt} tokens, {rounds} rounds of {steps} steps in turn, medians (quartiles)")
+    print(f"  calibrated on 16,384 tokens; share kept on others, by block: {', '.join(f'{s:.3f}' for s in shares)}")
+    for batch in batches:
+        tokens_BT = text(batch, prompt, seed=20)
+        own = Sampler(routed, tokens_BT, (rounds + 1) * steps)
+        other = Sampler(dense, tokens_BT, (rounds + 1) * steps)
+        times: tuple[list[float], list[float]] = ([], [])
+        for index in range(rounds + 1):
+            totals = [0.0, 0.0]
+            for step in range(steps):
+                next_B1 = text(batch, 1, seed=1000 + index * steps + step)
+                totals[0] += own.seconds(next_B1) / steps
+                totals[1] += other.seconds(next_B1) / steps
+            if index == 0:  # to warm up
+                own.shares.clear()
+                continue
+            for kept, total in zip(times, totals, strict=True):
+                kept.append(total)
+        share = sum(own.shares) / len(own.shares)
+        seen = replace(ROUTED, depth_routing=DepthRoutingSpec(capacity=max(share, 1e-9), every=2))
+        context = prompt + steps + rounds * steps // 2
+        flops = [
+            count(spec, context=context, convention="exact-full").flops_per_token["total"] for spec in (seen, DENSE)
+        ]
+        ideal = 1 - flops[0] / flops[1]
+        ratios = [mine / theirs for mine, theirs in zip(*times, strict=True)]
+        reached = [(1 - ratio) / ideal for ratio in ratios]
+        bar = f"; at least {SAMPLE_BAR}" if batch >= 8 else ""
+        print(
+            f"  batch {batch}: dense {show(times[1], 1e3, 2)} ms, routed {show(times[0], 1e3, 2)} ms a step, "
+            f"{batch / quartiles(times[1])[1]:.0f} and {batch / quartiles(times[0])[1]:.0f} tokens/s\n"
+            f"    share computed {share:.4f}; FLOP ratio {1 - ideal:.4f}; time ratio {show(ratios)}; "
+            f"of the ideal saving {show(reached)}{bar}; cache {own.cache.bytes / other.cache.bytes:.3f}",
+            flush=True,
+        )
+
+
+def main() -> None:
+    """Print the parts that were asked for."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--part", choices=("train", "memory", "sample"), action="append", help="default: all")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--batch", type=int, default=4, help="sequences in a training step")
+    parser.add_argument("--repeats", type=int, default=9, help="training steps of each model; rounds of sampling")
+    parser.add_argument("--prompt", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=16, help="decoding steps in a round")
+    parser.add_argument("--sample-batches", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--step-memory", choices=tuple(SPECS), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.step_memory:
+        step_memory(arguments.step_memory, arguments.batch)
+        return
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores, {arguments.threads} threads, load {os.getloadavg()[0]:.1f}; "
+        f"Python {platform.python_version()}, torch {torch.__version__}, isoflop {__version__}; float32; "
+        f"python {' '.join([Path(sys.argv[0]).as_posix(), *sys.argv[1:]])}"
+    )
+    parts = arguments.part or ["train", "memory", "sample"]
+    if "train" in parts:
+        train(arguments.batch, arguments.repeats)
+    if "memory" in parts:
+        peak_memory(arguments.batch, arguments.threads)
+    if "sample" in parts:
+        sample(arguments.sample_batches, arguments.prompt, arguments.repeats, arguments.steps)
+
+
+if __name__ == "__main__":
+    main()
