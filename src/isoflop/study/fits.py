@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -80,14 +81,22 @@ def families(study: StudySpec) -> list[Family]:
     """The study's architectures by what one law can describe, in the order of the study."""
     groups: dict[str, list[Architecture]] = {}
     for architecture in study.expanded:
-        values: dict[str, Any] = {"experts": None}
-        if architecture.experts is not None:
-            values["experts"] = {key: v for key, v in asdict(architecture.experts).items() if key != "granularity"}
-        else:
-            values["name"] = architecture.name
-        values["learning_rate_multiplier"] = architecture.learning_rate_multiplier
+        experts, routing = architecture.experts, architecture.depth_routing
+        values: dict[str, Any] = {
+            "experts": None if experts is None else {k: v for k, v in asdict(experts).items() if k != "granularity"},
+            "depth_routing": None if routing is None else asdict(routing),
+            "depth": architecture.depth,
+            "name": architecture.name if experts is None else None,
+            "learning_rate_multiplier": architecture.learning_rate_multiplier,
+        }
         groups.setdefault(json.dumps(values, sort_keys=True), []).append(architecture)
-    return [Family(name=members[0].family, architectures=tuple(members)) for members in groups.values()]
+    shared = Counter(members[0].family for members in groups.values())
+    return [
+        Family(
+            name=members[0].family if shared[members[0].family] == 1 else members[0].name, architectures=tuple(members)
+        )
+        for members in groups.values()
+    ]
 
 
 def fit_study(study: StudySpec, rows: Sequence[Mapping[str, Any]]) -> StudyFits:
