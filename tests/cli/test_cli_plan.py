@@ -263,7 +263,7 @@ def test_a_study_brings_its_architectures(fit_document, tmp_path):
         (["--convention", "6ND"], "use convention krajewski, or a law of 6ND: hoffmann-2022"),
         (["--flops", "-1"], "flops is -1"),
         (["--flops", "much"], "flops is 'much'"),
-        (["--max-params-active", "1"], "max_params_active is 1, which leaves no candidate; allow at least 49152"),
+        (["--max-params-active", "1"], "max_params_active is 1, which leaves no candidate; allow at least 53248"),
         (["--tokens-available", "none"], "tokens_available is 'none'"),
         (["--within", "-1"], "within is -1"),
         (["--spec-out", "absent/spec.yaml"], "spec_out is absent/spec.yaml, which cannot be written"),

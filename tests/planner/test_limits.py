@@ -162,6 +162,38 @@ def test_numbers_of_experts_must_divide():
 
 
 @pytest.mark.parametrize(
+    "limits",
+    [
+        *({"max_params_active": cap} for cap in (1e7, 1e8, 3e8, 1e9)),
+        *({"max_params_total": cap} for cap in (1e9, 1.29e10)),
+        {"max_params_active": 3e8, "expansion_rates": [64], "granularities": [64]},
+    ],
+)
+def test_the_model_to_train_is_within_the_caps(limits):
+    """The router, which the paper's N leaves out, counts."""
+    found = plan(flops=1e21, law=E64, **limits)
+    counted = count(found.to_train.spec)
+    caps = {name.removeprefix("max_"): cap for name, cap in limits.items() if name.startswith("max_")}
+    for column, cap in caps.items():
+        routers = found.best.d_model * found.best.n_experts * found.best.n_layers
+        assert getattr(found.best, column) + routers == pytest.approx(cap, rel=1e-6)
+        assert all(getattr(count(row.spec), column) <= cap for row in found.models)
+        assert 0.75 * cap < getattr(counted, column) <= cap
+    assert found.to_train.architecture == found.best.architecture
+    assert found.to_train.loss == pytest.approx(found.best.loss, abs=0.02)
+
+
+def test_where_nothing_can_be_built_there_is_no_spec():
+    """One block is the smallest continuous shape; the smallest model has two, and a head of 128."""
+    found = plan(flops=1e15, law=E64, granularities=[1], max_params_active=6e4, head_dim=128)
+    assert found.models == ()
+    assert "No model of moe-e64-g1 that can be built fits the limits: there is no spec." in found.warnings
+    assert found.to_dict()["best"]["spec"] is None
+    with pytest.raises(InputError, match="no model of moe-e64-g1 that can be built fits the limits"):
+        _ = found.to_train
+
+
+@pytest.mark.parametrize(
     ("limits", "words"),
     [
         ({"repeat": True}, "repeat is given without tokens_available"),

@@ -20,11 +20,15 @@ _SHOWN = 24
 def training(plan: "Plan", spec_out: Path | None) -> dict[str, Any]:
     """The run of the best model: tokens, batch, steps and learning rate by the rules of isoflop.train, and its command.
 
-    With continuous shapes the model is the best near to it that can be built, on the tokens that the budget buys it.
+    With continuous shapes the model is the best near to it that can be built, on the tokens that the budget buys it;
+    where there is none, a problem alone.
     """
     from isoflop.train import TrainConfig, resolve
 
-    built = plan.to_train
+    try:
+        built = plan.to_train
+    except InputError as error:
+        return {"problem": str(error)}
     tokens = int(built.tokens)
     spec = str(spec_out or "spec.yaml")
     command = f"isoflop train --spec {spec} --data DATA --out RUN --tokens {tokens}"
@@ -82,8 +86,9 @@ def print_plan(plan: "Plan", within: float, how: Mapping[str, Any], names: str) 
             f"training by rule: learning rate {how['learning_rate']:.2g}, {how['steps']:,} steps of "
             f"{how['batch_tokens']:,} tokens."
         )
-    hint = "" if " --spec spec.yaml " not in how["command"] else "   (with --spec-out spec.yaml)"
-    lines.append(f"train: {how['command']}{hint}")
+    if "command" in how:
+        hint = "" if " --spec spec.yaml " not in how["command"] else "   (with --spec-out spec.yaml)"
+        lines.append(f"train: {how['command']}{hint}")
     typer.echo("\n".join(lines))
 
 

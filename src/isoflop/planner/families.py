@@ -43,7 +43,14 @@ _KEPT = 1.05
 """A family's rows whose loss exceeds its best by more than this factor are left out of the table."""
 
 _NEAR: Final = 8
-"""Integer models nearest to a continuous shape among which the best are sought."""
+"""Integer models nearest to a size among which the best are sought."""
+
+_SHRINK: Final = 0.9
+"""Where too few integer models near a continuous shape are within the limits, they are sought at this factor of its
+size, and again."""
+
+_SMALLEST_SHARE: Final = 0.05
+"""Down to this share of it."""
 
 _COARSE: Final = 2.0
 """Spacing of the models between which costs of other sizes are interpolated."""
@@ -91,7 +98,7 @@ class ContinuousFamily:
 
     def smallest(self, problem: Problem) -> dict[str, float]:
         """The least that each limit can be."""
-        columns = self._columns(np.array([continuous.SMALLEST]), problem)
+        columns = self.limited(self._columns(np.array([continuous.SMALLEST]), problem))
         least = {name: float(values[0]) for name, values in columns.items()}
         return {**least, "tokens": self.template.context}
 
@@ -113,12 +120,28 @@ class ContinuousFamily:
         return rows, Curve(architecture=self.name, params_active=sizes, loss=loss(sizes))
 
     def models(self, row: PlanRow, problem: Problem, n: int) -> list[PlanRow]:
-        """Of the integer models near a row, counted exactly at its budget, the `n` best that the limits allow."""
-        specs = nearest(self.template, row.params_active, _NEAR, with_embedding=row.with_embedding)
+        """Of the integer models near a row, counted exactly at its budget, the `n` best that the limits allow.
+
+        Where a limit binds, most of the nearest are beyond it, and smaller ones are looked at as well.
+        """
         family = LadderFamily(
             name=self.name, law=self.law, convention=self.convention, template=self.template, spacing=_COARSE
         )
-        return sorted(family.rows(specs, problem), key=lambda each: each.loss)[:n]
+        found: dict[DecoderSpec, PlanRow] = {}
+        tried: set[DecoderSpec] = set()
+        share = 1.0
+        while len(found) < n and share > _SMALLEST_SHARE:
+            near = nearest(self.template, share * row.params_active, _NEAR, with_embedding=row.with_embedding)
+            specs = [spec for spec in near if spec not in tried]
+            tried.update(specs)
+            found |= {each.spec: each for each in family.rows(specs, problem)} if specs else {}
+            share *= _SHRINK
+        return sorted(found.values(), key=lambda each: each.loss)[:n]
+
+    def limited(self, columns: Columns) -> Columns:
+        """The columns as limits mean them: parameters with the router, which continuous shapes leave out."""
+        routers = columns["d_model"] * columns["n_layers"] * self.n_experts if self.n_experts > 1 else 0.0
+        return {**columns, **{name: columns[name] + routers for name in ("params_total", "params_active")}}
 
     def costs(self, sizes: np.ndarray, only: frozenset[str] = frozenset()) -> Columns:
         """Columns that do not depend on the budget, and what a token costs, at these active parameters."""
@@ -196,6 +219,10 @@ class LadderFamily:
         columns = {name: values[kept] for name, values in columns.items()}
         models = [spec for spec, keep in zip(specs, kept, strict=True) if keep]
         return _rows(self, columns, predict(self.law, columns), problem, models)
+
+    def limited(self, columns: Columns) -> Columns:
+        """The columns as limits mean them: as they are."""
+        return columns
 
     def costs(self, sizes: np.ndarray, only: frozenset[str] = frozenset()) -> Columns:
         """Columns that do not depend on the budget, and what a token costs, interpolated between the rungs.
@@ -289,7 +316,7 @@ def _memory_curve(template: Template, settings: tuple[tuple[str, int], ...]) -> 
 
 def _losses(family: Family, columns: Columns, problem: Problem) -> np.ndarray:
     """Predicted loss; inf where the limits forbid a candidate or the budget does not buy it one sequence."""
-    allowed = problem.constraints.admits(columns) & (columns["tokens"] >= family.template.context)
+    allowed = problem.constraints.admits(family.limited(columns)) & (columns["tokens"] >= family.template.context)
     loss = np.full(len(allowed), np.inf)
     if allowed.any():
         loss[allowed] = predict(family.law, {name: values[allowed] for name, values in columns.items()})

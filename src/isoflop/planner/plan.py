@@ -207,11 +207,13 @@ def _costs(families: Sequence[Family], problem: Problem, loss: float) -> dict[st
 
 
 def _models(families: Sequence[Family], rows: Sequence[PlanRow], problem: Problem) -> tuple[PlanRow, ...]:
-    """Integer models nearest to the best continuous rows."""
+    """Integer models nearest to the best continuous rows; to worse rows where those have none."""
     known = {family.name: family for family in families}
     most, each = _BUILDABLE
     found = []
-    for row in rows[:most]:
+    for rank, row in enumerate(rows):
+        if rank >= most and found:
+            break
         family = known[row.architecture]
         if isinstance(family, ContinuousFamily):
             found += family.models(row, problem, each)
@@ -332,7 +334,8 @@ def _warnings(
             f"Only {exponent(spent)} of {exponent(flops)} FLOPs are spent: the available tokens{seen} last no longer."
         )
     if best.model is None and not any(row.architecture == best.architecture for row in models):
-        sentences.append(f"No integer model near {best.architecture} fits the limits: its spec is the nearest of all.")
+        instead = f"the spec is one of {models[0].architecture}" if models else "there is no spec"
+        sentences.append(f"No model of {best.architecture} that can be built fits the limits: {instead}.")
     solved = {row.architecture for row in rows}
     missing = [family.name for family in families if family.name not in solved]
     if missing:

@@ -78,7 +78,7 @@ class PlanRow:
 
     @cached_property
     def spec(self) -> DecoderSpec:
-        """The model to build: `model`, or the one nearest in active parameters."""
+        """`model`, or the one nearest in active parameters, which limits may forbid (see Plan.to_train)."""
         return self.model or nearest(self.template, self.params_active, 1, with_embedding=self.with_embedding)[0]
 
     def to_dict(self) -> dict[str, Any]:
@@ -143,8 +143,26 @@ class Plan:
 
     @property
     def to_train(self) -> PlanRow:
-        """The best model that can be built: `best`, or for a continuous shape the best of `models` of its kind."""
-        return next((row for row in self.models if row.architecture == self.best.architecture), self.best)
+        """The best model that can be built within the limits.
+
+        `best`, or for a continuous shape the best of `models` of its kind, or of any kind where it has none.
+
+        Raises:
+            InputError: if the limits leave none.
+        """
+        found = self._built
+        if found is None:
+            raise InputError(
+                f"no model of {self.best.architecture} that can be built fits the limits; relax one of them."
+            )
+        return found
+
+    @property
+    def _built(self) -> PlanRow | None:
+        if self.best.model is not None:
+            return self.best
+        of_its_kind = (row for row in self.models if row.architecture == self.best.architecture)
+        return next(of_its_kind, self.models[0] if self.models else None)
 
     @property
     def best_for_flops(self) -> PlanRow | None:
@@ -174,12 +192,12 @@ class Plan:
     def to_dict(self, within: float = 0.002) -> dict[str, Any]:
         """Plain dictionary for JSON: best (with its spec), table, near_optimal, constraint_costs, warnings, notes, …
 
-        The spec is that of `to_train`; `models` are rows with their spec and `loss_difference`, their loss less that of
-        the best row.
+        The spec is that of `to_train`, None where nothing can be built; `models` are rows with their spec and
+        `loss_difference`, their loss less that of the best row.
         """
-        flops_best, time_best = self.best_for_flops, self.best_for_time
+        flops_best, time_best, built = self.best_for_flops, self.best_for_time, self._built
         return {
-            "best": {**self.best.to_dict(), "spec": spec_to_dict(self.to_train.spec)},
+            "best": {**self.best.to_dict(), "spec": None if built is None else spec_to_dict(built.spec)},
             "table": [row.to_dict() for row in self.table],
             "near_optimal": {
                 "within": within,
