@@ -9,11 +9,11 @@ from isoflop.cli.app import app
 from isoflop.data import prepare
 from isoflop.errors import InputError, RunError
 from isoflop.sample import generate
-from isoflop.spec import AttentionSpec, DecoderSpec, ExpertsSpec, FeedForwardSpec, RouterSpec
+from isoflop.spec import AttentionSpec, DecoderSpec, DepthRoutingSpec, ExpertsSpec, FeedForwardSpec, RouterSpec
 from isoflop.train import TrainConfig, load_model, train
 
 
-@pytest.fixture(scope="module", params=["dense", "expert_choice"])
+@pytest.fixture(scope="module", params=["dense", "expert_choice", "depth_routed"])
 def trained(request, tmp_path_factory):
     """A run whose data directory is gone."""
     torch.set_num_threads(1)
@@ -30,7 +30,8 @@ def trained(request, tmp_path_factory):
         d_model=16,
         attention=AttentionSpec(n_heads=2, head_dim=8),
         feed_forward=FeedForwardSpec(d_ff=32),
-        experts=None if request.param == "dense" else experts,
+        experts=experts if request.param == "expert_choice" else None,
+        depth_routing=DepthRoutingSpec(capacity=0.5, every=1) if request.param == "depth_routed" else None,
     )
     config = TrainConfig(
         tokens=20 * 512, batch_tokens=512, evaluation_tokens=512, checkpoint_steps=10, learning_rate=0.02
@@ -49,7 +50,7 @@ def test_text_is_what_generate_gives(trained):
     assert result.exit_code == 0, result.output
     answer = json.loads(result.stdout)
     loaded = load_model(trained)
-    loaded.model.expert_choice = "threshold"
+    loaded.model.decisions = "sampled"
     rows = generate(
         loaded.model, [list(b"Run 7")] * 3, max_new_tokens=12, temperature=0.8, top_p=0.95, seed=5, stop=256
     )
@@ -105,7 +106,7 @@ def test_a_directory_that_is_no_run(tmp_path):
 def test_unfinished_expert_choice_has_no_thresholds_yet(trained):
     unfinished = trained / "checkpoints/step-00000010"
     result = sample(unfinished, "--prompt", "Run", "--json")
-    if load_model(trained).spec.experts is None:
+    if not load_model(trained).model.needs_calibration:
         assert json.loads(result.stdout)["step"] == 10
     else:
         assert isinstance(result.exception, RunError)
@@ -125,3 +126,19 @@ def test_a_spec_that_was_changed_does_not_fit_the_weights(trained, tmp_path):
     result = sample(tmp_path / "run")
     assert isinstance(result.exception, RunError)
     assert "is not the spec of the weights" in str(result.exception)
+
+
+def test_the_dial_of_depth_routing(trained):
+    few, many = (
+        sample(trained, "--prompt", "Run 7", "--max-new-tokens", 12, "--json", "--depth-capacity", share)
+        for share in (0.1, 1.0)
+    )
+    if load_model(trained).spec.depth_routing is None:
+        assert few.exit_code != 0
+        assert "depth capacity is 0.1, but the model has no depth routing" in str(few.exception)
+        return
+    assert few.exit_code == many.exit_code == 0, few.output
+    assert json.loads(few.stdout)["samples"] != json.loads(many.stdout)["samples"]
+    wrong = sample(trained, "--prompt", "Run 7", "--depth-capacity", 0)
+    assert isinstance(wrong.exception, InputError)
+    assert "depth capacity is 0.0; it must be greater than 0 and at most 1" in str(wrong.exception)

@@ -4,7 +4,9 @@ import pytest
 import yaml
 
 from isoflop.errors import InputError
+from isoflop.spec import DepthRoutingSpec
 from isoflop.study import load_study
+from isoflop.study.fits import families
 from isoflop.study.spec import parse_study
 
 BASE: dict[str, Any] = {
@@ -24,6 +26,36 @@ def test_granularity_list_becomes_one_architecture_each() -> None:
     assert experts[0] is None
     assert [(e.granularity, e.n_experts) for e in experts if e] == [(1, 4), (2, 8)]
     assert {a.family for a in study.expanded} == {"dense", "moe"}
+
+
+def test_capacities_become_one_architecture_each_with_a_law_of_its_own() -> None:
+    routed = [
+        {"name": "mod", "depth_routing": {"capacity": [0.125, 0.5], "router": "fixed"}},
+        {"name": "deep", "depth_routing": {"capacity": 0.25}, "depth": 5.0, "params_active": {"1e9": [30000]}},
+        {
+            "name": "staged",
+            "experts": {"expansion_rate": 4, "granularity": [1, 2]},
+            "depth_routing": {"capacity": [0.125, 0.5]},
+        },
+    ]
+    study = parse_study(BASE | {"budgets": ["1e9", "3e9"], "architectures": [{"name": "dense"}, *routed]})
+    names = [architecture.name for architecture in study.expanded]
+    staged = ["staged-g1-c.125", "staged-g1-c.5", "staged-g2-c.125", "staged-g2-c.5"]
+    assert names == ["dense", "mod-c.125", "mod-c.5", "deep", *staged]
+    mod, deep = study.architecture("mod-c.5"), study.architecture("deep")
+    assert mod.depth_routing == DepthRoutingSpec(capacity=0.5, router="fixed")
+    assert (deep.depth, deep.params_active) == (5.0, {1e9: (30000.0,)})
+    template = study.model_template(deep, 257)
+    assert (template.depth, template.depth_routing) == (5.0, deep.depth_routing)
+    found = {family.name: [a.name for a in family.architectures] for family in families(study)}
+    assert found == {
+        "dense": ["dense"],
+        "mod-c.125": ["mod-c.125"],
+        "mod-c.5": ["mod-c.5"],
+        "deep": ["deep"],
+        "staged-g1-c.125": ["staged-g1-c.125", "staged-g2-c.125"],
+        "staged-g1-c.5": ["staged-g1-c.5", "staged-g2-c.5"],
+    }
 
 
 def test_single_granularity_keeps_the_name_and_all_templates_share_shapes() -> None:
