@@ -151,15 +151,10 @@ class CompactCache:
         keys, values = self.cache._keys, self.cache._values
         width = k_AKCh.shape[2]
         self._grow(max(length + count for length, count in zip(self.lengths, self.counts, strict=True)))
-        device = keys[layer].device
-        places = [
-            (row, sequence, new, length + new)
-            for row, (sequence, count, length) in enumerate(zip(self.sequences, self.counts, self.lengths, strict=True))
-            for new in range(count)
-        ]
-        row, sequence, new, slot = torch.tensor(places, device=device).T
-        keys[layer][sequence, :, slot] = k_AKCh.detach()[row, :, new].to(keys[layer].dtype)
-        values[layer][sequence, :, slot] = v_AKCh.detach()[row, :, new].to(values[layer].dtype)
+        if width == 1 and all(self.counts):
+            self._write_one(k_AKCh, v_AKCh)
+        else:
+            self._write(k_AKCh, v_AKCh)
         had = self.length
         own = self.cache._lengths[layer]
         for index, count in zip(self.sequences, self.counts, strict=True):
@@ -173,8 +168,33 @@ class CompactCache:
             k, v = keys[layer], values[layer]
         if len(self.sequences) == k.shape[0]:
             return k[:, :, :end], v[:, :, :end]
-        chosen = torch.tensor(self.sequences, device=device)
+        if len(self.sequences) == 1:
+            only = self.sequences[0]
+            return k[only : only + 1, :, :end], v[only : only + 1, :, :end]
+        chosen = torch.tensor(self.sequences, device=k.device)
         return k[:, :, :end].index_select(0, chosen), v[:, :, :end].index_select(0, chosen)
+
+    def _write(self, k_AKCh: Tensor, v_AKCh: Tensor) -> None:
+        keys, values = self.cache._keys[self.layer], self.cache._values[self.layer]
+        places = [
+            (row, sequence, new, length + new)
+            for row, (sequence, count, length) in enumerate(zip(self.sequences, self.counts, self.lengths, strict=True))
+            for new in range(count)
+        ]
+        row, sequence, new, slot = torch.tensor(places, device=keys.device).T
+        keys[sequence, :, slot] = k_AKCh.detach()[row, :, new].to(keys.dtype)
+        values[sequence, :, slot] = v_AKCh.detach()[row, :, new].to(values.dtype)
+
+    def _write_one(self, k_AK1h: Tensor, v_AK1h: Tensor) -> None:
+        """The same for one new token of each sequence."""
+        keys, values = self.cache._keys[self.layer], self.cache._values[self.layer]
+        if len(self.sequences) == 1:
+            place = self.sequences[0], slice(None), self.lengths[0]
+            keys[place], values[place] = k_AK1h.detach()[0, :, 0], v_AK1h.detach()[0, :, 0]
+            return
+        sequence, slot = torch.tensor((self.sequences, self.lengths), device=keys.device)
+        keys[sequence, :, slot] = k_AK1h.detach()[:, :, 0].to(keys.dtype)
+        values[sequence, :, slot] = v_AK1h.detach()[:, :, 0].to(values.dtype)
 
     def _grow(self, needed: int) -> None:
         for parts in (self.cache._keys, self.cache._values):

@@ -221,6 +221,8 @@ class Block(nn.Module):
 def _at(table: Tensor, kept: Kept) -> Tensor:
     """Rows of a rotary table [T, 1, h/2] or [B, T, 1, h/2] at the kept tokens, [A, C, 1, h/2]."""
     if table.ndim == 3:
+        if table.shape[0] == 1:
+            return table
         return table[kept.places_AC]
     return table.flatten(0, 1)[kept.rows_M].view(*kept.places_AC.shape, *table.shape[2:])
 

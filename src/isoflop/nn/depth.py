@@ -170,6 +170,8 @@ class DepthRouter(nn.Module):
             return self._fixed(x_BTD, positions, real_BT, ragged)
         score_BT, decision_BT = self.scores(x_BTD, draws_BT)
         if self.by_threshold:
+            if ragged and length == 1 and not torch.is_grad_enabled():
+                return self._next(score_BT, decision_BT, real_BT)
             with torch.no_grad():
                 keep_BT = self._above(decision_BT)
                 agreement = torch.full((), math.nan, device=x_BTD.device)
@@ -233,6 +235,26 @@ class DepthRouter(nn.Module):
         keep_BT = keep_BT if real_BT is None else keep_BT & real_BT
         return self._kept(keep_BT, None, nothing.new_ones(()), ragged)
 
+    def _next(self, score_B1: Tensor, decision_B1: Tensor, real_B1: Tensor | None) -> Kept:
+        """`_kept` for one new token of each sequence, in fewer operations, which are all that passing by costs."""
+        keep_B1 = self._above(decision_B1)
+        if real_B1 is not None:
+            keep_B1 = keep_B1 & real_B1
+        batch = keep_B1.shape[0]
+        sequences = [index for index, (keep,) in enumerate(keep_B1.tolist()) if keep]
+        rows_A = torch.tensor(sequences, dtype=torch.int64, device=keep_B1.device)
+        nothing = score_B1.new_full((), math.nan)
+        share = score_B1.new_full((), len(sequences) / batch)
+        return Kept(
+            rows_A,
+            rows_A.new_zeros(len(sequences), 1),
+            None if len(sequences) == batch else sequences,
+            [1] * len(sequences),
+            None,
+            self._gate(score_B1.index_select(0, rows_A)) if self.is_learned and sequences else None,
+            DepthStatistics(share, nothing, nothing, score_B1.new_zeros(())),
+        )
+
     def _kept(self, keep_BT: Tensor, score_BT: Tensor | None, agreement: Tensor, ragged: bool) -> Kept:
         """From a decision for each token to rows; as many of each sequence as of the one that keeps most."""
         batch, length = keep_BT.shape
@@ -276,14 +298,24 @@ _MASK: Final = 2**63 - 1
 
 def take(x_ND: Tensor, rows_M: Tensor) -> tuple[Tensor, Tensor]:
     """Return x itself and its rows; the pair's gradient is one copy, without a scatter-add (rows are distinct)."""
+    if not torch.is_grad_enabled():
+        return x_ND, x_ND.index_select(0, rows_M)
     stream, kept = _Take.apply(x_ND, rows_M)
     return stream, kept
 
 
 def give(x_ND: Tensor, rows_M: Tensor, update_MD: Tensor) -> Tensor:
     """Return x with `update_MD` added to its (distinct) rows."""
+    if not torch.is_grad_enabled():
+        return _with_added(x_ND, rows_M, update_MD)
     out: Tensor = _Give.apply(x_ND, rows_M, update_MD)
     return out
+
+
+def _with_added(x_ND: Tensor, rows_M: Tensor, update_MD: Tensor) -> Tensor:
+    out_ND = x_ND.clone()
+    out_ND[rows_M] = x_ND.index_select(0, rows_M) + update_MD.to(x_ND.dtype)
+    return out_ND
 
 
 class _Take(torch.autograd.Function):
@@ -296,9 +328,7 @@ class _Take(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (rows_M,) = ctx.saved_tensors
         stream_ND, kept_MD = gradients
-        out_ND = stream_ND.clone()
-        out_ND[rows_M] = stream_ND.index_select(0, rows_M) + kept_MD
-        return out_ND, None
+        return _with_added(stream_ND, rows_M, kept_MD), None
 
 
 class _Give(torch.autograd.Function):
@@ -306,9 +336,7 @@ class _Give(torch.autograd.Function):
     def forward(ctx: Any, x_ND: Tensor, rows_M: Tensor, update_MD: Tensor) -> Tensor:
         ctx.save_for_backward(rows_M)
         ctx.dtype = update_MD.dtype
-        out_ND = x_ND.clone()
-        out_ND[rows_M] = x_ND.index_select(0, rows_M) + update_MD.to(x_ND.dtype)
-        return out_ND
+        return _with_added(x_ND, rows_M, update_MD)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, Tensor]:
