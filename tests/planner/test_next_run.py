@@ -174,6 +174,9 @@ def test_candidates_are_affordable_and_like_the_runs():
         assert 4.99 <= candidate.tokens / candidate.params_active <= 80.1
         assert candidate.regret_after <= found.regret
         assert candidate.gap_std_after <= found.gap_std
+    assert not any("outside" in sentence for sentence in found.warnings)
+    finer = next_run(fit, budget=BUDGET, decide_at=DECISION, granularities=[4, 32])
+    assert "granularity 32 is outside 1 to 16, where the fit has runs: an extrapolation." in finer.warnings
     assert max(candidate.flops for candidate in next_run(fit, budget=1e19, decide_at=2e16).candidates) < 2.01e16
 
 

@@ -141,6 +141,11 @@ def test_fits_answer_with_intervals():
         for r in law.form.predict({"flops": np.array([c]), "sparsity": np.array([s])}, law.parameters)
     ]
     fit = laws.fit(rows, "allocation", bootstrap=40)
+    of_its_rows = answer(fit, flops=1e19)
+    assert [each["sparsity"] for each in of_its_rows.rows] == pytest.approx([0.8, 0.9, 0.95, 0.97])
+    assert of_its_rows.warnings == ()
+    far = answer(fit, flops=1e19, expansion_rates=[2, 10]).warnings
+    assert far[0] == "expansion_rate 2 is outside 5 to 33.3333, where the fit has runs: an extrapolation."
     row = answer(fit, flops=1e19, expansion_rates=[10]).rows[0]
     assert row["low"] < row["expert_attention_ratio"] < row["high"]
     assert row["expert_attention_ratio"] == pytest.approx(

@@ -83,6 +83,35 @@ def test_granularities_are_tried_on_shared_shapes(fits):
     assert all(d_ff % 128 == 0 for _, d_ff in shapes["moe-e8-g2"])
 
 
+def test_values_beyond_the_runs_are_said(fits):
+    found = plan(flops=3e13, law=fits, templates=[DENSE, MOE[0]], granularities=[4, 16, 32])
+    assert found.warnings == ("granularity 16, 32 is outside 1 to 8, where the fit has runs: an extrapolation.",)
+    assert plan(flops=3e13, law=fits, templates=[DENSE, MOE[0]], granularities=[4, 8]).warnings == ()
+
+
+def test_a_fit_is_asked_for_the_granularities_of_its_rows():
+    law = laws.published("krajewski-2024-e64")
+    rows = [
+        {"params_total": n, "params_active": n / 43, "tokens": d, "flops": 6 * n / 43 * d, "granularity": g}
+        | {"expansion_rate": 64, "flops_convention": "6ND"}
+        for n in (1e9, 3e9, 1e10)
+        for d in (1e9, 4e9, 16e9)
+        for g in (2, 4, 16)
+    ]
+    loss = law.form.predict({name: np.array([row[name] for row in rows]) for name in law.form.columns}, law.parameters)
+    fit = laws.fit([{**row, "loss": float(each)} for row, each in zip(rows, loss, strict=True)], "fine-grained")
+    found = plan(flops=1e19, law=fit)
+    assert {row.granularity for row in found.table} == {2, 4, 16}
+    assert {row.expansion_rate for row in found.table} == {64}
+    assert not any("granularity" in sentence for sentence in found.warnings)
+    further = plan(flops=1e19, law=fit, granularities=[1, 16, 256])
+    assert {row.granularity for row in further.table} == {1, 16, 256}
+    warning = next(sentence for sentence in further.warnings if sentence.startswith("granularity"))
+    assert warning.endswith("is outside 2 to 16, where the fit has runs: an extrapolation.")
+    assert "256" in warning
+    assert " 1" in warning
+
+
 def test_constraints_filter_and_say_their_price(fits):
     free = plan(flops=1e14, law=fits, templates=[DENSE, *MOE])
     limits = {"tokens_available": 1e7, "max_params_total": 2e6}

@@ -9,7 +9,7 @@ import numpy as np
 from isoflop.errors import InputError
 from isoflop.laws import Law, published
 from isoflop.planner.candidates import GRANULARITIES
-from isoflop.planner.losses import LossLaw, constants, knows_uncertainty
+from isoflop.planner.losses import LossLaw, beyond_runs, constants, knows_uncertainty, tried
 
 _WORDS: Final[Mapping[str, str]] = {
     "expert_attention_ratio": "best FLOPs of expert layers / FLOPs of attention layers",
@@ -24,7 +24,7 @@ _RATES: Final[Mapping[str, tuple[float, ...]]] = {
     "li-2026": (17 / 3, 33 / 3, 65 / 3, 129 / 3),
     "": (2.0, 4.0, 8.0, 16.0, 32.0, 64.0),
 }
-"""Expansion rates by law: those of its runs, where they are known."""
+"""Expansion rates by published law: those of its runs, where they are known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +66,9 @@ def answer(
     Args:
         law: published name, Law or Fit.
         flops: training budget.
-        expansion_rates: E, all experts / those that a token uses (shared ones in both); sparsity is 1 − 1/E.
-        granularities: G = d_ff / d_expert, for a law that knows it.
+        expansion_rates: E, all experts / those that a token uses (shared ones in both); sparsity is 1 − 1/E. Default:
+            those of a fit's rows, or of the published runs.
+        granularities: G = d_ff / d_expert, for a law that knows it; likewise.
         level: of the intervals, where the law has bootstrap draws.
 
     Raises:
@@ -83,7 +84,7 @@ def answer(
             f"law {known.name} reads {', '.join(unknown)}; an answer needs a law of flops, sparsity and "
             "granularity alone."
         )
-    grid = _grid(known, expansion_rates, granularities)
+    grid = _grid(fitted, expansion_rates, granularities)
     rates, values = np.array([rate for rate, _ in grid]), np.array([g for _, g in grid], dtype=float)
     columns = {
         "flops": np.full(len(grid), flops),
@@ -113,15 +114,22 @@ def answer(
         flops=flops,
         convention=known.convention,
         rows=tuple(rows),
-        warnings=tuple(asked.warnings),
+        warnings=(
+            *beyond_runs((fitted, "expansion_rate", rate) for rate, _ in grid),
+            *beyond_runs((fitted, "granularity", g) for _, g in grid),
+            *asked.warnings,
+        ),
         notes=tuple(_notes(known)),
     )
 
 
 def _grid(
-    law: Law, expansion_rates: Sequence[float] | None, granularities: Sequence[int] | None
+    fitted: LossLaw, expansion_rates: Sequence[float] | None, granularities: Sequence[int] | None
 ) -> list[tuple[float, int]]:
-    rates = expansion_rates if expansion_rates is not None else _RATES.get(law.name, _RATES[""])
+    law = constants(fitted)
+    rows, finer = tried(fitted, "expansion_rate"), tried(fitted, "granularity")
+    default = _RATES.get(law.name, _RATES[""]) if rows is None else tuple(map(float, rows))
+    rates = expansion_rates if expansion_rates is not None else default
     for name, given in (("expansion_rates", rates), ("granularities", granularities or ())):
         if not all(1 <= value < np.inf for value in given) or (name == "expansion_rates" and not given):
             raise InputError(f"{name} is {list(given)}; give at least one number, each at least 1.")
@@ -129,7 +137,7 @@ def _grid(
         if granularities is not None:
             raise InputError(f"granularities is given, but law {law.name} does not know granularity.")
         return [(float(rate), 1) for rate in dict.fromkeys(rates)]
-    values = granularities or GRANULARITIES[:7]
+    values = granularities or (GRANULARITIES[:7] if finer is None else tuple(map(int, finer)))
     return [(float(rate), int(g)) for rate in dict.fromkeys(rates) for g in dict.fromkeys(values)]
 
 

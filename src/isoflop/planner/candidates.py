@@ -10,15 +10,16 @@ from isoflop.laws import PUBLISHED, Fit, Law, published
 from isoflop.planner import continuous
 from isoflop.planner.families import COLUMNS, ContinuousFamily, Family, LadderFamily
 from isoflop.planner.ladder import sizes_around
-from isoflop.planner.losses import LossLaw, constants, knows
+from isoflop.planner.losses import LossLaw, constants, knows, tried
 from isoflop.planner.template import Template
 from isoflop.spec import CONVENTIONS, ExpertsSpec, RouterSpec
 
 GRANULARITIES = tuple(2**power for power in range(9))
-"""What a plan with continuous shapes considers unless told otherwise, for a law that knows G."""
+"""What a plan with continuous shapes considers unless told otherwise, for published constants that know G; a fit has
+those of its rows."""
 
 EXPANSION_RATES = tuple(2**power for power in range(7))
-"""Likewise for a law that knows E, as far as its range goes."""
+"""Likewise for constants that know E, as far as their range goes."""
 
 
 def named_laws(law: str | LossLaw | Mapping[str, LossLaw]) -> dict[str, LossLaw]:
@@ -102,7 +103,9 @@ def continuous_families(
     for label, fitted in laws.items():
         strict = len(laws) == 1
         rates = _choices("expansion_rates", expansion_rates, fitted, "expansion_rate", _default_rates(fitted), strict)
-        values = _choices("granularities", granularities, fitted, "granularity", GRANULARITIES, strict)
+        finer = tried(fitted, "granularity")
+        default = GRANULARITIES if finer is None else [int(g) for g in finer]
+        values = _choices("granularities", granularities, fitted, "granularity", default, strict)
         for rate in rates:
             for g in values if rate > 1 or len(rates) == 1 else (1,):
                 name = "dense" if g * rate == 1 else f"moe-e{rate:g}-g{g:g}"
@@ -256,10 +259,9 @@ def _seen(fitted: LossLaw, column: str, fixed: float | None) -> np.ndarray:
 
 def _default_rates(fitted: LossLaw) -> tuple[float, ...]:
     """Expansion rates to try: those of a fit's rows, or powers of two where the published law has runs."""
-    if isinstance(fitted, Fit):
-        seen = {rate for rate, _ in _architectures(fitted)}
-        if len(seen) > 1:
-            return tuple(sorted(seen))
+    seen = tried(fitted, "expansion_rate")
+    if seen is not None:
+        return tuple(float(rate) for rate in seen)
     bounds = constants(fitted).range
     low, high = bounds.get("expansion_rate", (1.0, np.inf))
     if "sparsity" in bounds:

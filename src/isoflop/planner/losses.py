@@ -1,5 +1,6 @@
 """What a law says of candidates, whose columns are counted once and read as each law means them."""
 
+from collections.abc import Iterable
 from typing import Final, TypeGuard
 
 import numpy as np
@@ -33,6 +34,42 @@ def knows(law: LossLaw, column: str) -> bool:
     """Whether predictions depend on the column; sparsity tells expansion rates apart as well."""
     names = {"expansion_rate", "sparsity"} if column == "expansion_rate" else {column}
     return bool(names & set(constants(law).form.columns))
+
+
+def tried(law: LossLaw, column: str) -> np.ndarray | None:
+    """Rising values of granularity or expansion_rate in the rows of a fit; None where these do not say.
+
+    The granularity is rounded; expansion rates follow from sparsity where they are absent.
+    """
+    if not isinstance(law, Fit):
+        return None
+    if column in law.runs:
+        values = law.runs.numeric(column)
+    elif column == "expansion_rate" and "sparsity" in law.runs:
+        values = 1 / (1 - law.runs.numeric("sparsity"))
+    else:
+        return None
+    values = values[np.isfinite(values)]
+    return np.unique(np.round(values, 0 if column == "granularity" else 6)) if len(values) else None
+
+
+def beyond_runs(asked: Iterable[tuple[LossLaw, str, float]]) -> list[str]:
+    """A sentence for each column and range of which values are asked of a fit whose rows have none so small or large.
+
+    Args:
+        asked: law, column (granularity or expansion_rate) and value, of every candidate.
+    """
+    found: dict[tuple[str, float, float], list[str]] = {}
+    for law, column, value in asked:
+        values = tried(law, column) if knows(law, column) else None
+        if values is not None and not values[0] * (1 - 1e-6) <= value <= values[-1] * (1 + 1e-6):
+            named = found.setdefault((column, float(values[0]), float(values[-1])), [])
+            named.append(f"{value:g}")
+    return [
+        f"{column} {', '.join(dict.fromkeys(values))} is outside {low:g} to {high:g}, where the fit has runs: an "
+        "extrapolation."
+        for (column, low, high), values in found.items()
+    ]
 
 
 def predict(law: LossLaw, columns: Columns) -> np.ndarray:

@@ -17,6 +17,7 @@ from isoflop.errors import InputError
 from isoflop.laws import Fit, exponent
 from isoflop.planner._decision import Choice, Decision, Grid, effective_variance, noise_of, repeat_noise
 from isoflop.planner._experiments import families_of
+from isoflop.planner.losses import beyond_runs
 
 About = Literal["difference", "loss"]
 
@@ -191,7 +192,11 @@ def next_run(
         reason=reason,
         candidates=tuple(candidates),
         draws=int(decision.kept.sum()),
-        warnings=tuple(_warnings(fits, decide_at, decision.kept)),
+        warnings=(
+            *_warnings(fits, decide_at, decision.kept),
+            *beyond_runs((family.fit, "granularity", family.granularity) for family in families),
+            *beyond_runs((family.fit, "expansion_rate", family.expansion_rate) for family in families),
+        ),
     )
 
 

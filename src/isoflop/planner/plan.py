@@ -19,7 +19,7 @@ from isoflop.planner.continuous import CONVENTIONS
 from isoflop.planner.families import ContinuousFamily, Family
 from isoflop.planner.hardware import Machine
 from isoflop.planner.ladder import SPACING
-from isoflop.planner.losses import LossLaw, constants, knows_uncertainty
+from isoflop.planner.losses import LossLaw, beyond_runs, constants, knows_uncertainty
 from isoflop.planner.problem import Problem
 from isoflop.planner.result import Curve, Plan, PlanRow
 from isoflop.planner.speed import SpeedTable
@@ -76,8 +76,9 @@ def plan(
         convention: how FLOPs are counted; default: that of the law.
         templates: families of integer models to choose from. Default: those that the laws were fitted on.
         granularities: values of G to consider; with templates, each MoE template is tried at each of them.
-            Default: what the templates say; 1, 2, 4 … 256 for continuous shapes.
-        expansion_rates: values of E to consider; default: what the templates or the laws say.
+            Default: what the templates say; for continuous shapes those of the fit's rows, or 1, 2, 4 … 256 for
+            published constants. A value beyond a fit's rows is warned of.
+        expansion_rates: values of E to consider; default: what the templates or the laws say, likewise.
         level: of the prediction intervals.
         vocab_size: of default templates, and of the models nearest to continuous shapes (there by default 50257).
         context: likewise (1024).
@@ -210,7 +211,7 @@ def _models(families: Sequence[Family], rows: Sequence[PlanRow], problem: Proble
     """Integer models nearest to the best continuous rows; to worse rows where those have none."""
     known = {family.name: family for family in families}
     most, each = _BUILDABLE
-    found = []
+    found: list[PlanRow] = []
     for rank, row in enumerate(rows):
         if rank >= most and found:
             break
@@ -322,6 +323,14 @@ def _warnings(
             f"The predicted loss {best.loss:.3g} is worse than guessing among {best.template.vocab_size} tokens, which "
             f"has {guessing:.3g}: a budget of {exponent(flops)} FLOPs is too small for law {law.name}."
         )
+    by_name = {each.name: each.law for each in families}
+    leaders = {row.architecture: row for row in rows}.values()
+    sentences += beyond_runs(
+        (by_name[row.architecture], column, float(getattr(row, column)))
+        for row in leaders
+        for column in ("granularity", "expansion_rate")
+        if column == "expansion_rate" or row.n_experts > 1
+    )
     if isinstance(family.law, Fit) and not knows_uncertainty(family.law):
         sentences.append("The fit has no bootstrap draws, or no more rows than parameters: no prediction interval.")
     asked = replace(law, warnings=[])
