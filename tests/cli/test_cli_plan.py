@@ -209,6 +209,37 @@ def test_a_fit_plans_integer_models(fit_document, tmp_path):
     assert "90%" in text
 
 
+def test_files_of_one_name_are_all_used(fit_document, tmp_path):
+    """The MoE's law and the dense one, each written to fit.json of its directory."""
+    moe = {**fit_document["runs"], "expansion_rate": [8] * 15}
+    moe["params_total"] = [n * 68 / 12 for n in moe["params_active"]]
+    for name, runs in (("moe", moe), ("dense", fit_document["runs"])):
+        runs = {**runs, "flops_convention": ["6ND"] * 15}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "fit.json").write_text(json.dumps({**fit_document, "runs": runs}))
+    laws_of = [word for name in ("moe", "dense") for word in ("--law", str(tmp_path / name / "fit.json"))]
+    found = document(*laws_of, "--flops", "1e14", "--context", "128")
+    assert {row["architecture"] for row in found["table"]} == {"moe-e8-g1", "dense"}
+    assert not any("No candidate takes" in sentence for sentence in found["warnings"])
+    with pytest.raises(InputError, match=r"law .*moe/fit\.json is given twice; give it once"):
+        run(*laws_of, *laws_of[:2], "--flops", "1e14")
+
+
+def test_a_law_that_no_candidate_takes_is_said(fit_document, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    spec = sizes_around(Template(vocab_size=256, context=64), 1e5, 1)[0]
+    save_spec(spec, tmp_path / "plain.yaml")
+    for name, label in (("a", "plain"), ("b", "other")):
+        (tmp_path / name / "fit.json").write_text(json.dumps({**fit_document, "name": label}))
+    laws_of = [word for name in ("a", "b") for word in ("--law", str(tmp_path / name / "fit.json"))]
+    found = document(*laws_of, "--flops", "1e13", "--template", str(tmp_path / "plain.yaml"))
+    assert found["warnings"][-1].startswith("No candidate takes law other:")
+    (tmp_path / "both.json").write_text(json.dumps([fit_document, fit_document]))
+    with pytest.raises(InputError, match=r"both\.json holds both more than once; give each of its fits a name"):
+        run("--law", str(tmp_path / "both.json"), "--flops", "1e13")
+
+
 def test_a_doubtful_fit_is_said_before_anything_else(fit_document, tmp_path):
     path = tmp_path / "fit.json"
     path.write_text(json.dumps({**fit_document, "status": "not_identified", "message": "E is loose"}))

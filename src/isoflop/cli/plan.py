@@ -1,7 +1,7 @@
 """`isoflop plan`: from a budget and a law to the architecture to train."""
 
 import json as json_module
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -134,16 +134,20 @@ def plan(
         memory = number("memory_per_device", memory_per_device)
     elif memory_per_device is None and devices is not None and machine is not None and machine.hardware is not None:
         memory = machine.hardware.memory_bytes
-    laws: dict[str, Law | Fit] = {}
+    repeated = next((each for each in law if law.count(each) > 1), None)
+    if repeated is not None:
+        raise InputError(f"law {repeated} is given twice; give it once.")
+    read: list[tuple[Path, list[tuple[str, Law | Fit]]]] = []
     templates = [Template.like(load_spec(path), path.stem) for path in template or []]
     spacing = planner.SPACING
     for each in law:
         file = _law_file(each)
         found = _read_laws(each, file)
-        laws |= found
+        read.append((file, found))
         if not template and vocab_size is None and file.name == "fits.json" and (file.parent / "study.yaml").exists():
-            known, spacing = _study_templates(file.parent, found)
+            known, spacing = _study_templates(file.parent, dict(found))
             templates += known
+    laws = _labelled(read)
     only = next(iter(laws.values()))
     if len(laws) == 1 and only.form.target != "loss":
         if flops is None:
@@ -269,8 +273,29 @@ def _law_file(name: str) -> Path:
     return path / "fits.json"
 
 
-def _read_laws(name: str, file: Path) -> "dict[str, Law | Fit]":
-    """The published law of this name, or the fits in this JSON file, by label.
+def _labelled(read: "Sequence[tuple[Path, Sequence[tuple[str, Law | Fit]]]]") -> "dict[str, Law | Fit]":
+    """The laws of all files by label; where files share a label, each has its directory's name or path before it.
+
+    Raises:
+        InputError: if one file has a label twice.
+    """
+    for file, found in read:
+        labels = [label for label, _ in found]
+        twice = next((label for label in labels if labels.count(label) > 1), None)
+        if twice is not None:
+            raise InputError(f"law file {file} holds {twice} more than once; give each of its fits a name of its own.")
+    every = [label for _, found in read for label, _ in found]
+    parents = [file.parent.name for file, _ in read]
+    distinct = len(set(parents)) == len(parents)
+    laws: dict[str, Law | Fit] = {}
+    for file, found in read:
+        before = file.parent.name if distinct else str(file)
+        laws |= {label if every.count(label) == 1 else f"{before}/{label}": each for label, each in found}
+    return laws
+
+
+def _read_laws(name: str, file: Path) -> "list[tuple[str, Law | Fit]]":
+    """The published law of this name, or the fits in this JSON file, with their labels.
 
     Raises:
         InputError: if there is no such law or file, or the file holds no fit.
@@ -278,7 +303,7 @@ def _read_laws(name: str, file: Path) -> "dict[str, Law | Fit]":
     from isoflop.laws import PUBLISHED, published
 
     if name in PUBLISHED:
-        return {name: published(name)}
+        return [(name, published(name))]
     if file.suffix != ".json":
         raise InputError(f"law is {name!r}; give a .json file with fits, a study, or one of {', '.join(PUBLISHED)}.")
     try:
@@ -288,7 +313,7 @@ def _read_laws(name: str, file: Path) -> "dict[str, Law | Fit]":
     except ValueError:
         raise InputError(f"law file {file} is not JSON.") from None
     try:
-        found: dict[str, Law | Fit] = dict(_fits(document, file.stem))
+        found: list[tuple[str, Law | Fit]] = list(_fits(document, file.stem))
     except (AttributeError, TypeError, ValueError) as error:
         reason = error if isinstance(error, InputError) else "its fields hold values of the wrong kind."
         raise InputError(f"law file {file}: {reason}") from None
@@ -324,5 +349,5 @@ def _study_templates(directory: Path, known: Container[str]) -> "tuple[list[Temp
 
     study = load_study(directory / "study.yaml")
     vocab_size = int(read_runs(directory / "runs.csv").numeric("vocab_size")[0])
-    causal = [a for a in study.expanded if a.experts is None or a.experts.router.is_causal]
+    causal = [a for a in study.expanded if a.is_causal]
     return [study.model_template(a, vocab_size) for a in causal if a.name in known], study.size_spacing

@@ -144,7 +144,7 @@ def plan(
         table=tuple(rows),
         curves=tuple(curves),
         constraint_costs=_costs(families, problem, rows[0].loss),
-        warnings=(*_warnings(families, rows, models, problem), *left_out),
+        warnings=(*_warnings(families, rows, models, problem), *left_out, *_idle(laws, families)),
         notes=(*notes, *_notes(constraints, problem)),
         models=models,
         machine=machine,
@@ -293,6 +293,15 @@ def _notes(limits: Constraints, problem: Problem) -> list[str]:
             "numbers at its peak bandwidth for each token; real decoding is slower."
         )
     return found
+
+
+def _idle(laws: Mapping[str, LossLaw], families: Sequence[Family]) -> list[str]:
+    """Which laws no candidate takes."""
+    used = {id(family.law) for family in families}
+    idle = [label for label, law in laws.items() if id(law) not in used]
+    if not idle:
+        return []
+    return [f"No candidate takes law {', '.join(idle)}: no architecture here is one that it alone holds for."]
 
 
 def _doubts(families: Sequence[Family], rows: Sequence[PlanRow]) -> list[str]:
