@@ -57,10 +57,10 @@ _HINTS = get_type_hints(TrainConfig)
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
 
 
-def _option(name: str) -> Any:
+def _option(name: str, metavar: str | None = None) -> Any:
     hint = _HINTS[name]
     kinds = {kind for kind in (hint, *get_args(hint)) if isinstance(kind, type)}
-    metavar = "NUMBER" if kinds & {int, float} else "NAME" if str in kinds else None
+    metavar = metavar or ("NUMBER" if kinds & {int, float} else "NAME" if str in kinds else None)
     if get_origin(hint) is Literal:
         metavar = "|".join(get_args(hint))
     elif get_origin(hint) is tuple:
@@ -92,6 +92,7 @@ def train(
     activation_checkpointing: Annotated[
         bool, _option("activation_checkpointing")
     ] = TrainConfig.activation_checkpointing,
+    init: Annotated[str | None, _option("init", "PATH")] = None,
     seed: Annotated[int, _option("seed")] = TrainConfig.seed,
     evaluation_tokens: Annotated[str, _option("evaluation_tokens")] = str(TrainConfig.evaluation_tokens),
     evaluate_every: Annotated[int | None, _option("evaluate_every")] = None,

@@ -10,6 +10,7 @@ from isoflop.nn.decoder import Decoder, DecoderOutput
 from isoflop.nn.depth import DepthRouter
 from isoflop.nn.feed_forward import FeedForward
 from isoflop.nn.moe import MoE
+from isoflop.nn.retrofit import retrofit
 from isoflop.nn.router import Router, Routing
 from isoflop.nn.statistics import DepthStatistics, ExpertStatistics
 from isoflop.nn.thresholds import calibrate_thresholds
@@ -28,4 +29,5 @@ __all__ = [
     "Routing",
     "calibrate_thresholds",
     "keep_freed_memory",
+    "retrofit",
 ]

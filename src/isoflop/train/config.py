@@ -1,5 +1,6 @@
 """How a model is trained."""
 
+import os
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, get_args
 
@@ -54,6 +55,9 @@ class TrainConfig:
     """Whether to compile the model with torch.compile."""
     activation_checkpointing: bool = False
     """Whether blocks recompute their activations in the backward pass, for less memory."""
+    init: str | None = None
+    """Run directory, checkpoint or Hugging Face Llama directory whose weights the training starts from; the spec must
+    be theirs, or theirs with depth_routing added. Default: random weights."""
     seed: int = 0
     """Seed of the weights and of the order of the data."""
     evaluation_tokens: int = 131072
@@ -104,6 +108,8 @@ class TrainConfig:
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise InputError(f"betas is {self.betas}; it must be two numbers from 0 to below 1.")
         object.__setattr__(self, "betas", tuple(self.betas))
+        if self.init is not None:
+            object.__setattr__(self, "init", os.fspath(self.init))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary for JSON; `TrainConfig(**it)` is equal."""

@@ -42,6 +42,11 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
 
+    @property
+    def is_claimed(self) -> bool:
+        """Whether a run has taken it: says what it computes."""
+        return (self.path / _RUN).exists()
+
     def claim(self, spec: DecoderSpec, config: TrainConfig, plan: Resolved, data: TokenData) -> None:
         """Write what the run computes, or make sure that the directory already holds the same.
 

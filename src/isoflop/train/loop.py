@@ -17,6 +17,7 @@ from isoflop.train.distributed import Ranks, joined
 from isoflop.train.evaluated_bytes import evaluated_bytes_per_token
 from isoflop.train.resolve import resolve
 from isoflop.train.run import Run
+from isoflop.train.start import refuse_other_weights
 
 
 def train(
@@ -81,6 +82,8 @@ def _train(
     batches = Batches(data, context=spec.context, batch_size=plan.sequences, seed=config.seed)
     windows_WT = evaluation_windows(data, context=spec.context, tokens=config.evaluation_tokens)
     directory = RunDirectory(out)
+    if config.init is not None and not directory.is_claimed:
+        refuse_other_weights(spec, config.init)
     if ranks.rank == 0:
         directory.claim(spec, config, plan, data)
     ranks.barrier()

@@ -85,6 +85,7 @@ def run_record(
         "noop_experts": experts.noop_experts if experts else 0,
         "router": experts.router.kind if experts else "none",
         "output_norm": experts.output_norm if experts else False,
+        "init": config.init,
         "seed": config.seed,
         "batch_tokens": plan.batch_tokens,
         "micro_batch": plan.micro_batch,

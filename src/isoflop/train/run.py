@@ -29,6 +29,7 @@ from isoflop.train.progress import ProgressBar
 from isoflop.train.record import run_record
 from isoflop.train.resolve import Resolved
 from isoflop.train.schedule import learning_rate_share
+from isoflop.train.start import start_from
 
 DIVERGENCE_MARGIN = 1.0
 """A run has diverged when, after its warm-up, the mean training loss between two metric lines is this many nats above
@@ -318,13 +319,15 @@ class Run:
         )
 
     def _resume(self) -> None:
-        """Continue from the newest sound checkpoint, if there is one."""
+        """Continue from the newest sound checkpoint; if there is none, start from `init`."""
         leader = self.ranks.rank == 0
         checkpoint = newest_checkpoint(self.directory.checkpoints, repair=leader) if leader else None
         self.ranks.barrier()
         if not leader:
             checkpoint = newest_checkpoint(self.directory.checkpoints)
         if checkpoint is None:
+            if self.config.init is not None:
+                start_from(self.model, self.config.init)
             if leader:
                 self.directory.truncate_metrics(0)
             return
