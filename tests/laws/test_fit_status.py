@@ -152,3 +152,15 @@ def test_noise_far_above_delta_does_not_stop_the_restarts() -> None:
     fitted = fit(table)
     assert fitted.status == "bound_hit", fitted.message
     assert fitted.objective == pytest.approx(fit(table, pinned={"E": 0.0}).objective, rel=1e-9)
+
+
+def test_as_many_rows_as_parameters_identify_nothing() -> None:
+    table = runs("chinchilla", DENSE)
+    for seed in range(6):
+        picked = np.random.default_rng(seed).choice(50, 5, replace=False)
+        few = {name: values[picked] for name, values in table.items()}
+        found = fit(few)
+        assert found.status == "not_identified", found.message
+        assert "5 rows for 5 free parameters leave no row to spare" in found.message
+    pinned = fit(few, pinned={"E": 1.7, "alpha": 0.34})
+    assert pinned.status == "converged", pinned.message

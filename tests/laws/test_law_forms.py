@@ -95,6 +95,17 @@ def test_analytic_derivatives_equal_finite_differences(law: str, pinned: str) ->
         assert gradient[0, k] == pytest.approx(change, rel=1e-5, abs=1e-9)
 
 
+def test_a_coordinate_is_its_terms_root_mean_square() -> None:
+    form, given = FORMS["allocation-loss"], columns(9)
+    problem = Problem(form, given, np.full(9, 2.0), pinned={}, huber_delta=None)
+    values = PARAMETERS["allocation-loss"]
+    z = problem.coordinates({name: np.full((1, 1), value) for name, value in values.items()})[0]
+    terms = form.terms(form.features(given), {name: np.asarray(value) for name, value in values.items()})
+    for j, parameter in enumerate(form.coefficients):
+        size = np.sqrt(np.mean(np.broadcast_to(values[parameter.name] * terms[parameter.name], 9) ** 2))
+        assert z[j] == pytest.approx(size, rel=1e-12)
+
+
 @pytest.mark.parametrize("law", sorted(FORMS))
 def test_coordinates_and_parameters_are_inverse(law: str) -> None:
     form = FORMS[law]

@@ -1,6 +1,7 @@
 """A law of the user's own: the file of the documentation fits, and mistakes in one are sentences."""
 
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from isoflop import InputError
 from isoflop.laws import FORMS, fit, load_fit, save_fit
-from isoflop.laws.forms import base
+from isoflop.laws.forms import Chinchilla, Columns, base
 from isoflop.laws.loading import load_form
 
 
@@ -132,3 +133,61 @@ def test_every_law_warns_beyond_ten_times_its_rows(law: str) -> None:
     grown = [name for name in form.columns if name in ("flops", "params_active", "params_total")][-1]
     found.predict(near | {grown: 1e3 * near[grown]})
     assert [sentence for sentence in found.warnings if "an extrapolation" in sentence]
+
+
+class Bounded(Chinchilla):
+    """A dense law whose irreducible loss, a constant term, may lie between given bounds."""
+
+    name = "bounded"
+
+    def __init__(self, lower: float, upper: float) -> None:
+        self.coefficients = (
+            replace(Chinchilla.coefficients[0], lower=lower, upper=upper),
+            *Chinchilla.coefficients[1:],
+        )
+
+    def terms(self, x: Columns, theta: Columns) -> dict[str, np.ndarray]:
+        return {**super().terms(x, theta), "E": np.ones(())}
+
+
+def dense_runs(ratio: float = 1.0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(6)
+    table = {"params_total": 10 ** rng.uniform(7, 9.5, 60), "tokens": 10 ** rng.uniform(8.5, 11, 60)}
+    truth = {"E": 1.6, "A": 300.0, "B": 900.0, "alpha": 0.31, "beta": 0.33}
+    return {
+        **table,
+        "loss": ratio * FORMS["chinchilla"].predict(table, truth) * np.exp(0.002 * rng.standard_normal(60)),
+    }
+
+
+@pytest.mark.parametrize(("lower", "upper", "ends"), [(0.0, 1.2, 1.2), (1.8, np.inf, 1.8), (-1.0, 1.2, 1.2)])
+def test_a_coefficient_that_ends_at_its_own_bound_is_said(lower: float, upper: float, ends: float) -> None:
+    found = fit(dense_runs(), Bounded(lower, upper))
+    assert found.parameters["E"] == pytest.approx(ends, rel=1e-9)
+    assert found.status == "bound_hit", found.message
+    assert "E is at a bound" in found.message
+    assert found.objective == pytest.approx(fit(dense_runs(), pinned={"E": ends}).objective, rel=1e-6)
+
+
+def test_bounds_that_do_not_bind_change_nothing() -> None:
+    found = fit(dense_runs(), Bounded(1.2, 1.8), bootstrap=20)
+    assert found.status == "converged", found.message
+    assert found.parameters == pytest.approx(fit(dense_runs()).parameters, rel=1e-5)
+
+
+class Scaled(Chinchilla):
+    """A dense law whose coefficient of size is bounded, where its coordinate moves with the exponent."""
+
+    name = "scaled"
+    coefficients = (
+        Chinchilla.coefficients[0],
+        replace(Chinchilla.coefficients[1], lower=500.0, upper=2000.0),
+        Chinchilla.coefficients[2],
+    )
+
+
+def test_a_bounded_coefficient_of_a_power_ends_at_its_bound() -> None:
+    found = fit(dense_runs(), Scaled())
+    assert found.status == "bound_hit", found.message
+    assert "A is at a bound" in found.message
+    assert found.parameters["A"] == pytest.approx(500.0, rel=1e-6)

@@ -72,3 +72,18 @@ def test_intervals_cover(law: str) -> None:
             covered[name] += low <= TRUTHS[law][name] <= high
     assert all(30 <= count <= 40 for count in covered.values()), covered
     assert 34 <= np.mean(list(covered.values())) <= 39
+
+
+@pytest.mark.parametrize("law", ["allocation-loss", "unified"])
+def test_a_valley_whose_best_is_the_middle_of_the_rows_is_recovered(law: str) -> None:
+    """Ratios that lie evenly about r* = 1, where the valley's term is zero in the middle row."""
+    truth = {**TRUTHS[law], "rho": 0.0, "sigma": 0.0}
+    table = planted(law, 1)
+    table["expert_attention_ratio"] = np.exp(np.resize([-1.5, -0.75, 0.0, 0.75, 1.5], len(table["loss"])))
+    table["loss"] = FORMS[law].predict(table, truth)
+    found = fit(table, law)
+    assert found.status == "converged", found.message
+    assert found.parameters == pytest.approx(truth, rel=1e-6, abs=1e-9)
+    pinned = fit(table, law, pinned={"rho": 0.0, "sigma": 0.0})
+    assert pinned.status == "converged", pinned.message
+    assert pinned.parameters["v"] == pytest.approx(truth["v"], rel=1e-6)

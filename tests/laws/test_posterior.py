@@ -31,7 +31,7 @@ def test_a_linear_law_has_students_posterior(linear: Fit) -> None:
     clean = linear.predict(linear.runs)
     design = np.stack([1 / clean, linear.runs["params_total"] ** -0.31 / clean], axis=1)
     error = np.sqrt(np.diag(np.linalg.inv(design.T @ design)) * np.sum(linear.residuals**2) / 10)
-    found = posterior(linear, draws=2000, noise="normal")
+    found = posterior(linear, draws=6000, noise="normal")
     for name, own in zip(("E", "A"), error, strict=True):
         standard = (found.fit.draws[name] - linear.parameters[name]) / own
         for level in (0.05, 0.25, 0.5, 0.75, 0.95):

@@ -37,8 +37,7 @@ def diagnose(problem: Problem, solution: Solution) -> Diagnosis:
     residuals = point.residuals[0] if problem.weights is None else point.residuals[0] * np.sqrt(problem.weights)
     jacobian = _informative(problem, problem.jacobian(point)[0])
     norms = np.linalg.norm(jacobian, axis=1)
-    at_zero = [p.name for j, p in enumerate(problem.coefficients) if z[0, j] <= 1e-12 and p.lower == 0]
-    at_bound = at_zero + _exponents_at_bound(problem, z[0])
+    at_bound = _at_bound(problem, z[0])
     idle = norms < 1e-12 * max(1.0, float(norms.max()))
     scaled = jacobian[~idle] / norms[~idle, None]
     _, singular, directions = np.linalg.svd(scaled.T, full_matrices=False)
@@ -49,7 +48,12 @@ def diagnose(problem: Problem, solution: Solution) -> Diagnosis:
     loose |= set(names[idle])  # also the exponent of a term whose coefficient is zero
     loose |= _elsewhere(problem, solution, same)
     loose |= _unbounded(problem, residuals, scaled, norms, idle)
+    known = 0 if problem.penalty is None else int(np.isfinite(problem.penalty.sd).sum())
     bound = f"{_and(at_bound)} {'is' if len(at_bound) == 1 else 'are'} at a bound" if at_bound else ""
+    if len(residuals) + known <= problem.size:
+        message = f"{len(residuals)} rows for {problem.size} free parameters leave no row to spare: any law of so many "
+        message += "parameters passes through them, right or wrong; add runs, or pin what is known"
+        return Diagnosis(status="not_identified", message=message, condition=condition)
     if loose:
         listed = _and([name for name in problem.names if name in loose])
         message = f"the rows do not identify {listed}; vary the columns more, or pin what is known"
@@ -86,13 +90,15 @@ def _informative(problem: Problem, jacobian: np.ndarray) -> np.ndarray:
     return np.concatenate([jacobian, np.diag(problem.penalty.noise / problem.penalty.sd)], axis=1)
 
 
-def _exponents_at_bound(problem: Problem, z: np.ndarray) -> list[str]:
+def _at_bound(problem: Problem, z: np.ndarray) -> list[str]:
+    """Parameters that ended at a bound, at coordinates [p]."""
     first = len(problem.coefficients)
     names = []
-    for k, (p, lower, upper) in enumerate(zip(problem.exponents, *problem.exponent_bounds, strict=True)):
-        slack = 1e-9 * (upper - lower)
-        if z[first + k] <= lower + slack or z[first + k] >= upper - slack:
-            names.append(p.name)
+    for j, (name, *ends) in enumerate(zip(problem.names, *problem.bounds, strict=True)):
+        for end in ends:
+            slack = 1e-9 * (ends[1] - ends[0]) if j >= first else 1e-12 + 1e-9 * abs(end)
+            if np.isfinite(end) and abs(z[j] - end) <= slack:
+                names.append(name)
     return names
 
 

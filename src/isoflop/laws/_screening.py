@@ -26,12 +26,13 @@ def minimise_from(problem: Problem, start: np.ndarray) -> Solution:
     if n_rows <= 2 * _ROWS:
         return _narrowing(problem, start)
     rows = np.sort(np.random.default_rng(0).choice(n_rows, size=_ROWS, replace=False))
-    rough = _narrowing(problem.on_rows(rows), start).coordinates
+    part = problem.on_rows(rows)
+    rough = _narrowing(part, problem.moved(start, part)).coordinates
     scale = np.maximum(np.abs(rough), 1e-12)
     near = np.all(np.abs(rough[:, None] - rough[None]) <= _SAME * scale[None], axis=2)
     first = np.argmax(near, axis=1)
     distinct, place = np.unique(first, return_inverse=True)
-    found = minimise(problem, rough[distinct])
+    found = minimise(problem, part.moved(rough[distinct], problem))
     return Solution(
         coordinates=found.coordinates[place], objective=found.objective[place], decrement=found.decrement[place]
     )

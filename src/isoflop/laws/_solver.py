@@ -1,11 +1,12 @@
 """Batched minimisation of Huber(ln L - ln L̂) over the parameters of a law: all restarts or resamples at once.
 
-Shapes: B fits side by side, n rows, p free parameters. A fit moves in coordinates (s, θ): s_j = c_j · φ_j at a
-reference row (each column's geometric mean), so that a coefficient is its term's nats in the middle of the data and
-does not run along a banana with its exponent. The step is Newton's with the Gauss-Newton Hessian of the Huber loss
-(only residuals inside δ curve it), damped by λ times the Hessian of iteratively reweighted least squares, which bounds
-it from above: λ → 0 is Newton, λ large is IRLS, and no scale has to be chosen. Bounds are kept by projection. The
-optimiser works on sums that are compared only with themselves, so the size of δ does not matter to when it stops.
+Shapes: B fits side by side, n rows, p free parameters. A fit moves in coordinates (s, θ): s_j is c_j times the root
+mean square of φ_j over the rows, so that a coefficient is its term's size in nats and does not run along a banana with
+its exponent: φ_j over its own size changes only at right angles to itself. The step is Newton's with the Gauss-Newton
+Hessian of the Huber loss (only residuals inside δ curve it), damped by λ times the Hessian of iteratively reweighted
+least squares, which bounds it from above: λ → 0 is Newton, λ large is IRLS, and no scale has to be chosen. Bounds are
+kept by projection. The optimiser works on sums that are compared only with themselves, so the size of δ does not matter
+to when it stops.
 """
 
 from collections.abc import Mapping
@@ -86,7 +87,6 @@ class Problem:
         self.form = form
         self.log_loss = np.log(loss)
         self.features = form.features(columns)
-        self.reference = {name: np.mean(value, keepdims=True) for name, value in self.features.items()}
         self.pinned = dict(pinned)
         self.delta = np.inf if huber_delta is None else huber_delta
         self.coefficients = [parameter for parameter in form.coefficients if parameter.name not in pinned]
@@ -97,7 +97,7 @@ class Problem:
         self.held: str | None = None
 
     def on_rows(self, rows: np.ndarray) -> "Problem":
-        """The same problem, in the same coordinates, on some of its rows."""
+        """The same problem on some of its rows; its coordinates are others (see `moved`)."""
         part = copy(self)
         part.log_loss = self.log_loss[rows]
         part.weights = None if self.weights is None else self.weights[rows]
@@ -116,6 +116,7 @@ class Problem:
         """The same problem with one parameter held where a fit starts; its coordinate is its own value."""
         other = copy(self)
         other.held = name
+        vars(other).pop("unscaled", None)  # another is held
         return other
 
     @property
@@ -135,37 +136,45 @@ class Problem:
     def parameters(self, z: np.ndarray) -> dict[str, np.ndarray]:
         """All parameters of the law in their own units, [B, 1] each."""
         theta = self.theta(z)
-        at_reference = self.at_reference(theta)
-        values = {p.name: z[:, j, None] / at_reference[p.name] for j, p in enumerate(self.coefficients)}
+        values = {p.name: np.empty((len(z), 1)) for p in self.coefficients}
+        chunk = max(1, _CHUNK // len(self.log_loss))
+        for low in range(0, len(z) if values else 0, chunk):
+            fits = slice(low, low + chunk)
+            scales = self.scales(self.form.terms(self.features, self.theta(z[fits])))
+            for j, p in enumerate(self.coefficients):
+                values[p.name][fits] = z[fits, j, None] / scales[p.name]
         ones = np.ones((len(z), 1))
         return {name: (values | theta)[name] * ones for name in self.form.names}
 
-    def at_reference(self, theta: Columns) -> dict[str, np.ndarray]:
-        """Terms at the reference row; 1 for a coefficient that is held, whose coordinate does not move with θ."""
-        terms = self.form.terms(self.reference, theta)
-        return {**terms, self.held: np.ones((1, 1))} if self.held in terms else terms
+    def scales(self, terms: Columns) -> dict[str, np.ndarray]:
+        """What a coordinate s is per unit of its coefficient: the size of its term, or 1 (see `unscaled`)."""
+        return {p.name: np.ones(1) if p.name in self.unscaled else _size(terms[p.name]) for p in self.coefficients}
+
+    @cached_property
+    def unscaled(self) -> set[str | None]:
+        """Coefficients that are their own coordinate: one that is held, and those whose bounds would move with θ."""
+        return {self.held} | {p.name for p in self.coefficients if {p.lower, p.upper} - {0.0, -np.inf, np.inf}}
 
     def coordinates(self, parameters: Mapping[str, np.ndarray]) -> np.ndarray:
         """Coordinates [B, p] of parameters [B, 1]."""
-        at_reference = self.at_reference(parameters)
-        scaled = [parameters[p.name] * at_reference[p.name] for p in self.coefficients]
+        scales = self.scales(self.form.terms(self.features, parameters)) if self.coefficients else {}
+        scaled = [parameters[p.name] * scales[p.name] for p in self.coefficients]
         return np.concatenate([*scaled, *(_moving(p, parameters[p.name]) for p in self.exponents)], axis=1)
 
-    def clip(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Coordinates [B, p] projected on the bounds, and the bounds there; those of s move with θ."""
-        first = len(self.coefficients)
-        z = z.copy()
-        z[:, first:] = np.clip(z[:, first:], *self.exponent_bounds)
-        at_reference = self.at_reference(self.theta(z))
-        both: list[np.ndarray] = []
-        for side in ("lower", "upper"):
-            bounds = np.empty_like(z)
-            for j, p in enumerate(self.coefficients):
-                value = getattr(p, side)
-                bounds[:, j] = value if value == 0 or np.isinf(value) else (value * at_reference[p.name])[..., 0]
-            bounds[:, first:] = self.exponent_bounds[len(both)]
-            both.append(bounds)
-        return np.clip(z, both[0], both[1]), both[0], both[1]
+    def moved(self, z: np.ndarray, other: "Problem") -> np.ndarray:
+        """Coordinates [B, p] of another problem of the same law and pins, whose rows are others."""
+        return other.coordinates(self.parameters(z))
+
+    def clip(self, z: np.ndarray) -> np.ndarray:
+        """Coordinates [B, p] projected on the bounds."""
+        return np.asarray(np.clip(z, *self.bounds))
+
+    @cached_property
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper bounds [p] of the coordinates."""
+        sides = [[getattr(p, side) for p in self.coefficients] for side in ("lower", "upper")]
+        low, high = (np.concatenate(both) for both in zip(sides, self.exponent_bounds, strict=True))
+        return low, high
 
     @cached_property
     def exponent_bounds(self) -> tuple[np.ndarray, np.ndarray]:
@@ -182,13 +191,13 @@ class Problem:
         """Terms, coefficients and residuals at coordinates [B, p]."""
         theta = self.theta(z)
         terms = self.form.terms(self.features, theta)
-        at_reference = self.at_reference(theta)
+        scales = self.scales(terms)
         coefficients = {name: theta.get(name, np.ones((1, 1))) for name in terms}
-        coefficients |= {p.name: z[:, j, None] / at_reference[p.name] for j, p in enumerate(self.coefficients)}
+        coefficients |= {p.name: z[:, j, None] / scales[p.name] for j, p in enumerate(self.coefficients)}
         loss = sum(coefficients[name] * terms[name] for name in terms)
         loss = np.maximum(loss, _TINY)
         residuals = self.log_loss - np.log(loss)
-        return _Point(theta, terms, at_reference, coefficients, loss, residuals)
+        return _Point(theta, terms, scales, coefficients, loss, residuals)
 
     def huber(self, residuals: np.ndarray) -> np.ndarray:
         """Huber's loss of each residual; half the square where delta is None."""
@@ -201,20 +210,18 @@ class Problem:
     def jacobian(self, point: "_Point") -> np.ndarray:
         """∂ ln L̂ / ∂z, [B, p, n]."""
         derivatives = self.form.derivatives(self.features, point.theta, point.terms)
-        at_reference = self.form.derivatives(self.reference, point.theta, point.at_reference)
         inverse = 1.0 / point.loss
         columns = []
         for p in self.coefficients:
-            columns.append((point.terms[p.name] / point.at_reference[p.name]) * inverse)
-        scaled = {p.name for p in self.coefficients}
+            columns.append((point.terms[p.name] / point.scales[p.name]) * inverse)
         for p in self.exponents:
             total = np.zeros(())
             for (exponent, name), derivative in derivatives.items():
                 if exponent != p.name:
                     continue
-                if name in scaled and name != self.held:  # s_j is held, so that c_j moves with θ
-                    moved = at_reference[exponent, name] / point.at_reference[name]
-                    derivative = derivative - moved * point.terms[name]
+                if name in point.scales and name not in self.unscaled:  # s_j is held, so that c_j moves with θ
+                    along = _mean_product(point.terms[name], derivative) / point.scales[name] ** 2
+                    derivative = derivative - along * point.terms[name]
                 total = total + point.coefficients[name] * derivative
             columns.append((total * point.theta[p.name] if p.log else total) * inverse)
         return np.stack([np.broadcast_to(column, point.residuals.shape) for column in columns], axis=1)
@@ -242,11 +249,25 @@ def _moving(parameter: Parameter, value: np.ndarray) -> np.ndarray:
     return np.asarray(np.log(value) if parameter.log else value)
 
 
+def _size(term: np.ndarray) -> np.ndarray:
+    """Root mean square of a term over the rows, [B, 1] or [1]; 1 where it is zero in all of them."""
+    term = np.atleast_1d(term)
+    size = np.abs(term) if term.shape[-1] == 1 else np.sqrt(_mean_product(term, term))
+    return np.asarray(size if size.all() else np.where(size > 0, size, 1.0))
+
+
+def _mean_product(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Mean over the rows of two arrays that broadcast to [B, n], [B, 1] or [1]."""
+    if np.shape(first) != np.shape(second):
+        first, second = np.broadcast_arrays(*np.atleast_1d(first, second))
+    return np.asarray(np.einsum("...n,...n->...", first, second)[..., None] / first.shape[-1])
+
+
 @dataclass
 class _Point:
     theta: dict[str, np.ndarray]
     terms: dict[str, np.ndarray]
-    at_reference: dict[str, np.ndarray]
+    scales: dict[str, np.ndarray]
     coefficients: dict[str, np.ndarray]
     loss: np.ndarray
     residuals: np.ndarray
@@ -263,7 +284,7 @@ class _Point:
         return _Point(
             pick_all(self.theta),
             pick_all(self.terms),
-            pick_all(self.at_reference),
+            pick_all(self.scales),
             pick_all(self.coefficients),
             self.loss[rows],
             self.residuals[rows],
@@ -295,7 +316,7 @@ def _weights(problem: Problem, resample: np.ndarray | None, fits: slice) -> np.n
 
 
 def _minimise(problem: Problem, start: np.ndarray, weights: np.ndarray | None, max_iterations: int) -> Solution:
-    z, lower, upper = problem.clip(start)
+    z = problem.clip(start)
     point = problem.evaluate(z)
 
     def of(fits: np.ndarray | slice) -> np.ndarray | None:
@@ -327,8 +348,7 @@ def _minimise(problem: Problem, start: np.ndarray, weights: np.ndarray | None, m
             inner[active],
             outer[active],
             damping[active],
-            lower[active],
-            upper[active],
+            problem.bounds,
             held,
         )
         settled = decrement[active] <= 1e-11 * objective[active] + floor
@@ -336,7 +356,7 @@ def _minimise(problem: Problem, start: np.ndarray, weights: np.ndarray | None, m
             active, step = active[~settled], step[~settled]
             if not len(active):
                 break
-        trial, trial_lower, trial_upper = problem.clip(z[active] + step)
+        trial = problem.clip(z[active] + step)
         point = problem.evaluate(trial)
         value = total(point, trial, active)
         better = value < objective[active]
@@ -345,7 +365,6 @@ def _minimise(problem: Problem, start: np.ndarray, weights: np.ndarray | None, m
         if better.any():
             moved = active[better]
             z[moved], objective[moved] = trial[better], value[better]
-            lower[moved], upper[moved] = trial_lower[better], trial_upper[better]
             gradient[moved], inner[moved], outer[moved] = slopes(point.take(better), z[moved], moved)
         active = active[~stuck]
         if not len(active):
@@ -359,14 +378,14 @@ def _step(
     inner: np.ndarray,
     outer: np.ndarray,
     damping: np.ndarray,
-    lower: np.ndarray,
-    upper: np.ndarray,
+    bounds: tuple[np.ndarray, np.ndarray],
     fixed: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Damped step [B, p], and the gain that reweighted least squares promises [B].
 
     Parameters at a bound stay there, and so does the fixed one [p].
     """
+    lower, upper = bounds
     held = fixed | ((z <= lower) & (gradient > 0)) | ((z >= upper) & (gradient < 0))
     curvature = np.einsum("bii->bi", outer)
     held |= curvature <= 1e-24 * np.max(curvature, axis=1, keepdims=True)  # the rows say nothing about this one

@@ -16,7 +16,7 @@ def starts(problem: Problem, restarts: int, rng: np.random.Generator) -> np.ndar
     """Coordinates [restarts, p] of distinct starting points, the most promising first."""
     grid = _grid(problem, rng)
     rows = np.linspace(0, len(problem.log_loss) - 1, min(_ROWS, len(problem.log_loss))).round().astype(int)
-    problem = problem.on_rows(rows)
+    whole, problem = problem, problem.on_rows(rows)
     coefficients = np.zeros((len(grid), len(problem.coefficients)))
     z = np.concatenate([coefficients, grid], axis=1)
     point = problem.evaluate(z)
@@ -31,18 +31,18 @@ def starts(problem: Problem, restarts: int, rng: np.random.Generator) -> np.ndar
         (relative(point.coefficients[name] * term) for name, term in point.terms.items() if name not in free),
         np.zeros(shape),
     )
-    scaled = [relative(point.terms[p.name] / point.at_reference[p.name]) for p in problem.coefficients]
+    scaled = [relative(point.terms[p.name] / point.scales[p.name]) for p in problem.coefficients]
     if scaled:
         z[:, : len(scaled)] = _non_negative(np.stack(scaled, axis=1), 1.0 - known)
     residuals = problem.evaluate(z).residuals
     each = problem.huber(residuals) if problem.weights is None else problem.huber(residuals) * problem.weights
     order = np.argsort(np.sum(each, axis=1))
     if not problem.exponents:  # one point: the others are about it
-        return np.asarray(z * rng.uniform(0.5, 1.5, (restarts, 1)))
+        return problem.moved(z * rng.uniform(0.5, 1.5, (restarts, 1)), whole)
     best = order[: restarts - restarts // _SPREAD]
     rest = order[len(best) :]
     others = rng.choice(rest, size=min(restarts - len(best), len(rest)), replace=False)
-    return np.asarray(z[np.concatenate([best, others])])
+    return problem.moved(z[np.concatenate([best, others])], whole)
 
 
 def _grid(problem: Problem, rng: np.random.Generator) -> np.ndarray:

@@ -51,8 +51,8 @@ def posterior(
     """Sample the posterior of the fitted parameters and of the noise's scale.
 
     Residuals of ln L are Student's t with 5 degrees of freedom, or normal. Priors are flat within the parameters'
-    bounds: in the exponents (or their logarithm where a fit moves in it), in each term's size in the middle of the rows
-    (not in its coefficient, which an exponent moves over decades) and in the logarithm of the noise; the fit's Gaussian
+    bounds: in the exponents (or their logarithm where a fit moves in it), in each term's size over the rows (not in its
+    coefficient, which an exponent moves over decades) and in the logarithm of the noise; the fit's Gaussian
     priors come on top. Walkers start at the fit's bootstrap draws, or else about its minimum by the curvature there.
 
     Args:
@@ -131,7 +131,7 @@ class _Target:
 
     def __call__(self, place: np.ndarray) -> np.ndarray:
         z, log_noise = place[:, :-1], place[:, -1]
-        clipped, _, _ = self.problem.clip(z)
+        clipped = self.problem.clip(z)
         inside = np.all(np.isclose(clipped, z, rtol=0, atol=0), axis=1) & (np.abs(log_noise) < 50)
         with np.errstate(all="ignore"):
             residuals = self.problem.evaluate(clipped).residuals * self.root / np.exp(log_noise)[:, None]
@@ -160,14 +160,10 @@ class _Target:
         steps = directions / np.sqrt(np.maximum(width, 1e-6)) * noise
         share = 0.2 if fit.draws else 1.0
         z = z + share * (rng.standard_normal((walkers, len(norms))) @ steps.T) / norms
-        low, high = (np.array(side) for side in self._limits(best))
+        low, high = self.problem.bounds
         z = np.clip(z, low + 1e-6 * rng.random(z.shape), np.maximum(high - 1e-6 * rng.random(z.shape), low))
-        z, _, _ = self.problem.clip(z)
+        z = self.problem.clip(z)
         return np.concatenate([z, np.log(noise) + 0.1 * rng.standard_normal((walkers, 1))], axis=1)
-
-    def _limits(self, best: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        _, low, high = self.problem.clip(best)
-        return low[0], high[0]
 
 
 def _split_r_hat(chain: np.ndarray) -> np.ndarray:

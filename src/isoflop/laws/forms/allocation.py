@@ -4,7 +4,7 @@ import numpy as np
 
 from isoflop.laws.forms.base import Columns, Form, Parameter
 
-_LARGEST = 500.0  # of |ln φ|: a start far from any sensible law must not overflow
+_LARGEST = 300.0  # of |ln φ|: a start far from any sensible law must not overflow, nor its square
 
 
 class Allocation(Form):
