@@ -7,6 +7,7 @@ from tests.oracles.laplace import jacobian, variance_removed
 from isoflop import laws
 from isoflop.errors import InputError
 from isoflop.planner import laws_of_runs, next_run, plan
+from isoflop.planner._decision import effective_variance
 
 FORM = laws.FineGrained()
 TRUTH = {"c": 1.2, "g": 2.0, "a": 18.0, "b": 25.0, "gamma": 0.6, "alpha": 0.2, "beta": 0.22}
@@ -158,7 +159,44 @@ def test_repeated_runs_set_the_threshold():
     repeated = fitted(np.random.default_rng(5), repeats=4)
     found = next_run(repeated, budget=BUDGET, decide_at=DECISION)
     assert found.threshold == pytest.approx(NOISE * found.choice.loss, rel=0.2)
-    assert next_run(fitted(np.random.default_rng(5)), budget=BUDGET, decide_at=DECISION).threshold == 0.002
+    assert not any("repeats" in sentence for sentence in found.warnings)
+    single = next_run(fitted(np.random.default_rng(5)), budget=BUDGET, decide_at=DECISION)
+    assert single.threshold == 0.002
+    assert any(sentence.startswith("No run repeats another with a different seed") for sentence in single.warnings)
+
+
+@pytest.mark.parametrize("varied", ["learning_rate", "seed"])
+def test_differences_that_are_not_of_the_seed_are_not_noise(varied):
+    """Rows that agree in what the law reads but differ otherwise, by a lot; and rows that no seed tells apart."""
+    table = runs_of(np.random.default_rng(5), repeats=3)
+    rows = [
+        {**row, "loss": row["loss"] * (1 + 0.05 * row["seed"]), "learning_rate": 1e-3 * (1 + row["seed"])}
+        for row in table.rows
+    ]
+    kept = [{name: value for name, value in row.items() if name != "seed"} for row in rows]
+    if varied == "learning_rate":
+        kept = [{**row, "seed": 0.0} for row in kept]
+    fit = laws.fit(laws.RunTable(kept), FORM, bootstrap=60, huber_delta=None)
+    found = next_run(fit, budget=BUDGET, decide_at=DECISION)
+    assert found.threshold == 0.002
+    says = {"learning_rate": "No run repeats another", "seed": "The runs have no column seed, so the noise"}[varied]
+    assert any(sentence.startswith(says) for sentence in found.warnings)
+    given = next_run(fit, budget=BUDGET, decide_at=DECISION, threshold=0.01)
+    assert not any(sentence.startswith(says) for sentence in given.warnings)
+
+
+@pytest.mark.parametrize("ratio", [0.1, 1.0, 10.0])
+def test_a_run_counts_with_hubers_variance(ratio):
+    """E[ψ²] / E[ψ']² by numerical integration."""
+    noise = 0.003
+    z = np.linspace(-9, 9, 200001)
+    density = np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
+    psi = np.clip(noise * z, -ratio * noise, ratio * noise)
+    inside = np.trapezoid(density * (np.abs(z) < ratio), z)
+    by_hand = np.trapezoid(psi**2 * density, z) / inside**2
+    assert effective_variance(noise, ratio * noise) == pytest.approx(by_hand, rel=1e-3)
+    assert effective_variance(noise, None) == noise**2
+    assert effective_variance(0.0, 1e-3) == 0
 
 
 def test_candidates_are_affordable_and_like_the_runs():

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import ndtr, ndtri
+from scipy.special import ndtri
 
-from isoflop.laws import Fit
+from isoflop.laws import Fit, noise_floor
+from isoflop.laws._noise import worth
 from isoflop.planner._experiments import Family
 
 _SIZES = 65
@@ -160,25 +161,17 @@ def effective_variance(noise: float, delta: float | None) -> float:
     """
     if delta is None or noise == 0:
         return noise**2
-    ratio = delta / noise
-    inside = 2 * float(ndtr(ratio)) - 1
-    density = math.exp(-0.5 * ratio**2) / math.sqrt(2 * math.pi)
-    return noise**2 * (inside - 2 * ratio * density + ratio**2 * (1 - inside)) / inside**2
+    return worth(noise, delta) / math.erf(delta / noise / math.sqrt(2))
 
 
 def repeat_noise(fits: Iterable[Fit]) -> float | None:
-    """Standard deviation of the log loss among runs that differ in their seed alone; None where there are none."""
-    squares, freedom = 0.0, 0
-    for fit in fits:
-        recipe = [name for name in ("learning_rate", "batch_tokens") if name in fit.runs]
-        columns = [np.round(np.log1p(fit.runs.numeric(name)), 3) for name in (*fit.form.columns, *recipe)]
-        groups: dict[tuple[float, ...], list[float]] = {}
-        for key, loss in zip(zip(*columns, strict=True), fit.runs.numeric(fit.form.target), strict=True):
-            groups.setdefault(key, []).append(math.log(loss))
-        for values in groups.values():
-            squares += float(np.var(values)) * len(values)
-            freedom += len(values) - 1
-    return math.sqrt(squares / freedom) if freedom else None
+    """Standard deviation of the log loss from one seed to another, over all fits; None where no run repeats another."""
+    floors = [noise_floor(fit.runs, fit.form.columns, target=fit.form.target) for fit in fits]
+    known = [floor for floor in floors if floor is not None]
+    if not known:
+        return None
+    freedom = [floor.n_repeats for floor in known]
+    return math.sqrt(float(np.average([floor.sd**2 for floor in known], weights=freedom)))
 
 
 def _around_best(family: Family, flops: float) -> np.ndarray:

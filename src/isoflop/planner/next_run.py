@@ -7,7 +7,7 @@ law is linear across them). No run is simulated and nothing is fitted again.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -161,9 +161,12 @@ def next_run(
         about = "loss" if probability_best is None or probability_best >= SETTLED else "difference"
     noise = noise_of(fits.values())
     variance = effective_variance(noise, next(iter(fits.values())).huber_delta)
+    unknown_noise = []
     if threshold is None:
         floor = repeat_noise(fits.values())
         threshold = max(THRESHOLD, (floor or 0.0) * decision.choices[0].loss)
+        if floor is None:
+            unknown_noise.append(_without_repeats(fits.values(), threshold))
     regret = decision.regret()
     grid = Grid(families, budget=min(budget, decide_at))
     candidates: list[RunCandidate] = []
@@ -194,6 +197,7 @@ def next_run(
         draws=int(decision.kept.sum()),
         warnings=(
             *_warnings(fits, decide_at, decision.kept),
+            *unknown_noise,
             *beyond_runs((family.fit, "granularity", family.granularity) for family in families),
             *beyond_runs((family.fit, "expansion_rate", family.expansion_rate) for family in families),
         ),
@@ -319,6 +323,15 @@ def _check(
                 f"the fit has {fit.n_rows} rows for {fit.n_free} free parameters, which leaves none to know the noise; "
                 "add runs."
             )
+
+
+def _without_repeats(fits: Iterable[Fit], threshold: float) -> str:
+    seeded = all("seed" in fit.runs for fit in fits)
+    why = "no run repeats another with a different seed" if seeded else "the runs have no column seed"
+    return (
+        f"{why[0].upper()}{why[1:]}, so the noise of one run is not known from repeats: a regret below {threshold:g} "
+        "nats counts as nothing; a threshold of your own replaces it."
+    )
 
 
 def _warnings(fits: Mapping[str, Fit], decide_at: float, kept: np.ndarray) -> list[str]:
