@@ -1,6 +1,6 @@
 """Compute-optimal frontiers L(C), and how many times the FLOPs a dense model needs for an MoE's loss."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +19,14 @@ _HALVINGS = 45
 _BESIDE = 1.1  # a best size this factor beyond those that ran still counts as theirs
 _REACH = (-9.0, 30.0)  # ln of the dense budget / the MoE's between which an equal loss is sought
 
+_PAPERS_RATIO = 2.0  # FLOPs of experts / FLOPs of attention with d_ff = 4·d_model
+_SPENT = ("tokens", "unique_tokens", "flops")
+
 FlopsPerToken = Callable[[np.ndarray], np.ndarray]
 """Training FLOPs per token from params_active."""
+
+Shapes = Callable[[np.ndarray], Mapping[str, np.ndarray]]
+"""Columns that do not depend on the budget, and training_flops_per_token, from params_active."""
 
 
 def cost_between_runs(runs: RunTable) -> FlopsPerToken:
@@ -46,37 +52,112 @@ class LawFrontier:
     """The lowest loss that a law allows at a budget: N chosen freely, D = C / FLOPs per token."""
 
     def __init__(
-        self, law: Law | Fit, *, granularity: float | None = None, flops_per_token: FlopsPerToken | None = None
+        self,
+        law: Law | Fit,
+        *,
+        granularity: float | None = None,
+        expansion_rate: float | None = None,
+        flops_per_token: FlopsPerToken | None = None,
+        shapes: Shapes | None = None,
     ) -> None:
         """Say which models the budget is spent on.
 
         Args:
             law: a law, or a fit, whose bootstrap then gives the interval.
-            granularity: G, for a law that knows it.
+            granularity: G, for a law that knows it; default: that of the fit's rows, if they have one.
+            expansion_rate: E, for a law that knows it or the sparsity; likewise.
             flops_per_token: training FLOPs per token from params_active. Default: for a fit, the power law
                 k·params_active^e through its rows (so that whatever FLOPs they count are counted here); else
                 6·params_active.
+            shapes: in place of all three, what models of a size are: the columns that the law reads (but tokens,
+                unique_tokens and flops), as the law means them, params_total, and training_flops_per_token.
 
         Raises:
-            InputError: if the law knows G and none is given.
+            InputError: if the law does not predict the loss or reads no tokens, knows G or E and none is given, or
+                reads columns that nothing here says.
         """
         self.law = law.law if isinstance(law, Fit) else law
         self.fit = law if isinstance(law, Fit) else None
-        if "granularity" in self.law.form.columns and granularity is None:
-            raise InputError(f"granularity is missing; law {self.law.name} needs one for its frontier.")
-        self.granularity = granularity
+        form = self.law.form
+        if form.target != "loss":
+            raise InputError(f"law {self.law.name} predicts {form.target}; a frontier needs a law of the loss.")
+        if not {"tokens", "flops"} & set(form.columns):
+            raise InputError(
+                f"law {self.law.name} reads neither tokens nor flops, so that the largest model would be the best at "
+                "any budget; a frontier needs a law of size and tokens."
+            )
         self.note = ""
-        if flops_per_token is None:
-            scale, power = (6.0, 1.0) if self.fit is None else _cost(self.fit, granularity)
+        self.granularity = granularity
+        if shapes is None:
+            self.granularity = self._given("granularity", granularity, {"granularity"})
+            rate = self._given("expansion_rate", expansion_rate, {"expansion_rate", "sparsity"})
+            shapes = self._shapes(self.granularity, rate, flops_per_token)
+        known = {*shapes(np.ones(1)), "params_active", "params_total", *_SPENT}
+        unknown = [name for name in form.columns if name not in known]
+        if unknown:
+            raise InputError(
+                f"law {self.law.name} reads {', '.join(unknown)}, which a frontier does not know of models of a size; "
+                "it needs a law of "
+                f"{', '.join(sorted((known - {'training_flops_per_token'}) | {'granularity', 'expansion_rate'}))}."
+            )
+        self.shapes = shapes
+
+    def flops_per_token(self, params_active: np.ndarray) -> np.ndarray:
+        """Training FLOPs per token of models with these active parameters."""
+        return np.asarray(self.shapes(params_active)["training_flops_per_token"])
+
+    def _given(self, name: str, value: float | None, names: set[str]) -> float | None:
+        """The value of a column that was given; else the one that all rows of the fit have, if the law knows it."""
+        known = bool(names & set(self.law.form.columns))
+        if value is None and known and self.fit is not None and name in self.fit.runs:
+            seen = np.unique(self.fit.runs.numeric(name))
+            value = float(seen[0]) if len(seen) == 1 else None
+        if known and value is None:
+            raise InputError(f"{name} is missing; law {self.law.name} needs one for its frontier.")
+        if value is not None and not 1 <= value < np.inf:
+            raise InputError(f"{name} is {value:g}; it must be at least 1 and finite.")
+        return value
+
+    def _shapes(self, granularity: float | None, rate: float | None, cost: FlopsPerToken | None) -> Shapes:
+        """Models of one architecture: what its rows of the fit have, else those of the papers."""
+        reads = set(self.law.form.columns)
+        share, constants = self.law.active_share, {"depth_capacity": 1.0, "expert_attention_ratio": _PAPERS_RATIO}
+        if granularity is not None:
+            constants["granularity"] = float(granularity)
+        if rate is not None:
+            constants |= {"expansion_rate": float(rate), "sparsity": 1 - 1 / rate}
+            if self.fit is None and {"expansion_rate", "sparsity"} & reads:
+                share = 12 / (8 * rate + 4)
+        if self.fit is not None:
+            own = _rows_of(self.fit, granularity, rate, needed=cost is None)
+            if {"params_active", "params_total"} <= set(own.columns):
+                share = float(np.median(own.numeric("params_active") / own.numeric("params_total")))
+            constants |= {
+                name: float(np.median(own.numeric(name)))
+                for name in ("depth_capacity", "expert_attention_ratio")
+                if name in reads and name in own
+            }
+        if cost is None:
+            scale, power = (6.0, 1.0) if self.fit is None else _cost(own)
             if self.fit is None and self.law.convention != "6ND":
                 self.note = (
                     f"law {self.law.name} counts FLOPs as {self.law.convention}; 6·params_active was taken here."
                 )
 
-            def flops_per_token(params: np.ndarray) -> np.ndarray:
+            def cost(params: np.ndarray) -> np.ndarray:
                 return np.asarray(scale * params**power)
 
-        self.flops_per_token = flops_per_token
+        of_a_token = cost
+
+        def shapes(params: np.ndarray) -> Mapping[str, np.ndarray]:
+            return {
+                "params_active": params,
+                "params_total": params / share,
+                "training_flops_per_token": of_a_token(params),
+                **{name: np.asarray(value) for name, value in constants.items()},
+            }
+
+        return shapes
 
     def loss(self, flops: np.ndarray) -> np.ndarray:
         """Loss at each budget, nats per token."""
@@ -85,10 +166,11 @@ class LawFrontier:
     def optimum(self, flops: float) -> dict[str, float]:
         """The compute-optimal params_active, params_total, tokens and loss at one budget."""
         size, loss = self._best(np.array([flops]), self.law.parameters)
+        columns = self._columns(size, np.array([flops]))
         return {
             "params_active": float(size[0]),
-            "params_total": float(size[0] / self.law.active_share),
-            "tokens": float(flops / self.flops_per_token(size)[0]),
+            "params_total": float(columns["params_total"][0]),
+            "tokens": float(columns["tokens"][0]),
             "loss": float(loss[0]),
         }
 
@@ -109,18 +191,23 @@ class LawFrontier:
                 return True
             sizes, size = self.fit.runs.numeric("params_active"), self.optimum(flops)["params_active"]
             return bool(sizes.min() / _BESIDE <= size <= sizes.max() * _BESIDE)
-        best = self.optimum(flops)
-        return all(low <= best.get(name, low) <= high for name, (low, high) in self.law.range.items())
+        budget = np.array([flops])
+        best = self._columns(self._best(budget, self.law.parameters)[0], budget)
+        return all(
+            low <= float(np.ravel(best.get(name, low))[0]) <= high for name, (low, high) in self.law.range.items()
+        )
+
+    def _columns(self, size: np.ndarray, flops: np.ndarray) -> dict[str, np.ndarray]:
+        """Columns of models of these sizes that are trained for these budgets on fresh tokens."""
+        shapes = self.shapes(size)
+        tokens = flops / shapes["training_flops_per_token"]
+        return {**shapes, "tokens": tokens, "unique_tokens": tokens, "flops": flops}
 
     def _best(self, flops: np.ndarray, parameters: Any) -> tuple[np.ndarray, np.ndarray]:
         """Size and loss [m] at budgets [m]; parameters are numbers or [m]. Power laws are convex in ln N."""
 
         def loss(log_size: np.ndarray) -> np.ndarray:
-            size = np.exp(log_size)
-            columns = {"params_total": size / self.law.active_share, "tokens": flops / self.flops_per_token(size)}
-            if self.granularity is not None:
-                columns["granularity"] = np.asarray(float(self.granularity))
-            return self.law.form.predict(columns, parameters)
+            return self.law.form.predict(self._columns(np.exp(log_size), flops), parameters)
 
         low = np.zeros_like(flops)
         high = np.log(np.maximum(flops, 10.0))
@@ -218,6 +305,7 @@ def efficiency_multiplier(
     flops: float,
     *,
     granularity: float | None = None,
+    expansion_rate: float | None = None,
     level: float = 0.9,
 ) -> Multiplier:
     """Compare two compute-optimal frontiers at equal loss.
@@ -227,6 +315,8 @@ def efficiency_multiplier(
         moe: likewise of the MoE. Draw i of the two is paired, so that what they share (see fit_shared) cancels.
         flops: budget of the MoE.
         granularity: G of the MoE, for a law that knows it.
+        expansion_rate: E of the MoE, for a law that knows it. A law that does may be that of the dense models too, at
+            E = 1.
         level: of the interval.
 
     Raises:
@@ -236,7 +326,7 @@ def efficiency_multiplier(
         raise InputError(f"flops is {flops:g}; it must be positive and finite.")
     if not 0 < level < 1:
         raise InputError(f"level is {level:g}; it must be between 0 and 1.")
-    ours, theirs = _frontier(dense, None), _frontier(moe, granularity)
+    ours, theirs = _frontier(dense, *_of_dense(dense)), _frontier(moe, granularity, expansion_rate)
     loss = float(theirs.loss(np.array([flops]))[0])
     value = float(_budget_ratio(ours.loss, np.array([loss]), flops)[0])
     moe_losses = theirs.loss_draws(np.array(flops))
@@ -268,11 +358,20 @@ def efficiency_multiplier(
     )
 
 
-def _frontier(source: Fit | Law | Sequence[Minimum] | Frontier, granularity: float | None) -> Frontier:
+def _of_dense(source: Fit | Law | Sequence[Minimum] | Frontier) -> tuple[float | None, float | None]:
+    """G and E of dense models, for a law that knows E; one that knows G alone has no dense models."""
+    if not isinstance(source, (Fit, Law)) or not {"expansion_rate", "sparsity"} & set(source.form.columns):
+        return None, None
+    return 1.0, 1.0
+
+
+def _frontier(
+    source: Fit | Law | Sequence[Minimum] | Frontier, granularity: float | None, expansion_rate: float | None
+) -> Frontier:
     if isinstance(source, (LawFrontier, MinimaFrontier)):
         return source
     if isinstance(source, (Fit, Law)):
-        return LawFrontier(source, granularity=granularity)
+        return LawFrontier(source, granularity=granularity, expansion_rate=expansion_rate)
     return MinimaFrontier(source)
 
 
@@ -290,15 +389,32 @@ def _budget_ratio(loss_at: Callable[[np.ndarray], np.ndarray], targets: np.ndarr
     return np.where(np.isfinite(targets) & np.isfinite(at_most), ratio, np.nan)
 
 
-def _cost(fit: Fit, granularity: float | None) -> tuple[float, float]:
-    """k and e of training FLOPs per token = k·params_active^e through a fit's rows (of one granularity)."""
-    runs = fit.runs
-    if granularity is not None:
-        same = np.isclose(runs.numeric("granularity"), granularity)
-        if not same.any():
-            present = ", ".join(f"{value:g}" for value in np.unique(runs.numeric("granularity")))
-            raise InputError(f"granularity is {granularity:g}, which no run has; there are {present}.")
-        runs = runs.where(same)
+def _rows_of(fit: Fit, granularity: float | None, expansion_rate: float | None, *, needed: bool) -> RunTable:
+    """The rows of one architecture, as far as values are given; where none has them all rows, unless they are needed.
+
+    An expansion rate is told from sparsity where it is absent.
+    """
+    own = fit.runs
+    for name, value in (("granularity", granularity), ("expansion_rate", expansion_rate)):
+        if value is None:
+            continue
+        if name in own:
+            values = own.numeric(name)
+        elif name == "expansion_rate" and "sparsity" in own:
+            values = 1 / (1 - own.numeric("sparsity"))
+        else:
+            continue
+        same = np.isclose(values, value)
+        if same.any():
+            own = own.where(same)
+        elif needed:
+            present = ", ".join(f"{each:g}" for each in np.unique(values))
+            raise InputError(f"{name} is {value:g}, which no run has; there are {present}.")
+    return own
+
+
+def _cost(runs: RunTable) -> tuple[float, float]:
+    """k and e of training FLOPs per token = k·params_active^e through rows of one architecture."""
     size = np.log(runs.numeric("params_active"))
     cost = np.log(runs.numeric("flops") / runs.numeric("tokens"))
     if np.ptp(size) < 1e-6:

@@ -248,7 +248,7 @@ class LadderFamily:
         specs = ladder(self.template, largest=1e12, spacing=_COARSE)
         columns = self._costs(specs)
         constant = {name: float(columns.pop(name)[0]) for name in self._constant}
-        return {name: values for name, values in columns.items() if name not in ("n_layers", "d_model")}, constant
+        return columns, constant
 
     @property
     def _constant(self) -> dict[str, float]:

@@ -1,13 +1,13 @@
 """Mixture of experts against dense models: how many times the FLOPs, and from which budget on."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from isoflop.laws import Fit, Form, Law, LawFrontier, Multiplier, efficiency_multiplier, exponent
+from isoflop.laws import Fit, Law, LawFrontier, Multiplier, efficiency_multiplier, exponent
 from isoflop.planner.losses import LossLaw, constants, law_columns
+from isoflop.planner.problem import Columns
 
 if TYPE_CHECKING:
     from isoflop.planner.families import Family
@@ -107,18 +107,13 @@ class _Frontier(LawFrontier):
 
     def __init__(self, family: "Family", flops: float) -> None:
         law = _thinned(family.law)
-        form = _OfSize(family, constants(law).form)
+        asked = _COST | {"params_active", "params_total", "params_router", "params_embedding"}
+        asked |= {*constants(law).form.columns}
 
-        def flops_per_token(params: np.ndarray) -> np.ndarray:
-            return family.costs(params, _COST)["training_flops_per_token"]
+        def shapes(params: np.ndarray) -> Columns:
+            return law_columns(family.law, family.costs(params, asked))
 
-        super().__init__(
-            replace(law, form=form), granularity=family.template.experts.granularity if family.template.experts else 1,
-            flops_per_token=flops_per_token,
-        )  # fmt: skip
-        self.law = replace(self.law, active_share=1.0)
-        self.range: Mapping[str, tuple[float, float]] = constants(law).range
-        self.family = family
+        super().__init__(law, shapes=shapes)
         self.log_budgets = np.arange(np.log(flops) - _BELOW, np.log(flops) + _ABOVE, _FINE)
         self.losses = self._best(np.exp(self.log_budgets), self.law.parameters)[1][None]
         self.draws = self._draws()
@@ -141,19 +136,6 @@ class _Frontier(LawFrontier):
         repeated = {name: np.repeat(values, len(budgets)) for name, values in self.fit.draws.items()}
         return self._best(np.exp(np.tile(budgets, count)), repeated)[1].reshape(count, len(budgets))
 
-    def inside(self, flops: float) -> bool:
-        """Whether runs support the loss at this budget."""
-        if self.fit is not None:
-            return super().inside(flops)
-        best = self.optimum(flops)
-        columns = self.family.costs(np.array([best["params_active"]]))
-        values = {
-            **{name: float(value[0]) for name, value in columns.items()},
-            "tokens": best["tokens"],
-            "flops": flops,
-        }
-        return all(low <= values.get(name, low) <= high for name, (low, high) in self.range.items())
-
 
 def _between(at: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """y [B or 1, n] at [B] on straight lines between evenly spaced x [n]."""
@@ -161,34 +143,6 @@ def _between(at: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     below = place.astype(int)
     rows = np.arange(len(at)) if len(y) == len(at) else np.zeros(len(at), dtype=int)
     return np.asarray(y[rows, below] + (place - below) * (y[rows, below + 1] - y[rows, below]))
-
-
-class _OfSize(Form):
-    """A form in the active parameters (under the name params_total) and tokens of one family's models."""
-
-    def __init__(self, family: "Family", form: Form) -> None:
-        self.family, self.form = family, form
-        self.name, self.equation, self.source = form.name, form.equation, form.source
-        self.columns, self.asymptote = ("params_total", "tokens"), form.asymptote
-        self.coefficients, self.exponents, self.fixed = form.coefficients, form.exponents, form.fixed
-
-    def terms(self, x: Mapping[str, np.ndarray], theta: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Those of the form, from its own features."""
-        return self.form.terms(x, theta)
-
-    def predict(self, columns: Mapping[str, np.ndarray], parameters: Mapping[str, float | np.ndarray]) -> np.ndarray:
-        """Loss of models of these sizes."""
-        size, tokens = columns["params_total"], np.maximum(columns["tokens"], 1e-9)
-        costs = self.family.costs(
-            size, _COST | {"params_active", "params_router", "params_embedding", *self.form.columns}
-        )
-        full = {
-            **costs,
-            "tokens": tokens,
-            "unique_tokens": tokens,
-            "flops": tokens * costs["training_flops_per_token"],
-        }
-        return self.form.predict(law_columns(self.family.law, full), parameters)
 
 
 def _thinned(law: LossLaw) -> Law | Fit:
