@@ -5,6 +5,7 @@ token, C new tokens of a sequence.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -137,14 +138,20 @@ class CompactCache:
         """Most tokens that the block has of any of the sequences."""
         return max(self.lengths, default=0)
 
+    @cached_property
+    def _places_2A(self) -> Tensor:
+        """The sequences and the lengths, on the device."""
+        return torch.tensor((self.sequences, self.lengths), device=self.cache._keys[self.layer].device)
+
     def mask(self, width: int) -> Tensor | None:
         """Which slots each new token attends to, bool [A, 1, width, S']; None where plain causal attention is meant."""
         if not self.length or (width == 1 and len(set(self.lengths)) == 1):
             return None
-        device = self.cache._keys[self.layer].device
-        slots = torch.arange(self.length + width, device=device)
-        own = torch.tensor(self.lengths, device=device)[:, None] + torch.arange(width, device=device)
-        return (slots <= own[:, :, None])[:, None]
+        own_AC = self._places_2A[1, :, None]
+        if width > 1:
+            own_AC = own_AC + torch.arange(width, device=own_AC.device)
+        slots = torch.arange(self.length + width, device=own_AC.device)
+        return (slots <= own_AC[:, :, None])[:, None]
 
     def append(self, layer: int, k_AKCh: Tensor, v_AKCh: Tensor) -> tuple[Tensor, Tensor]:
         """Write each sequence's new tokens after its own; return keys and values [A, K, S', h]."""
@@ -171,7 +178,7 @@ class CompactCache:
         if len(self.sequences) == 1:
             only = self.sequences[0]
             return k[only : only + 1, :, :end], v[only : only + 1, :, :end]
-        chosen = torch.tensor(self.sequences, device=k.device)
+        chosen = self._places_2A[0]
         return k[:, :, :end].index_select(0, chosen), v[:, :, :end].index_select(0, chosen)
 
     def _write(self, k_AKCh: Tensor, v_AKCh: Tensor) -> None:
@@ -192,7 +199,7 @@ class CompactCache:
             place = self.sequences[0], slice(None), self.lengths[0]
             keys[place], values[place] = k_AK1h.detach()[0, :, 0], v_AK1h.detach()[0, :, 0]
             return
-        sequence, slot = torch.tensor((self.sequences, self.lengths), device=keys.device)
+        sequence, slot = self._places_2A
         keys[sequence, :, slot] = k_AK1h.detach()[:, :, 0].to(keys.dtype)
         values[sequence, :, slot] = v_AK1h.detach()[:, :, 0].to(values.dtype)
 

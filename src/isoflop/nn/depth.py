@@ -142,14 +142,16 @@ class DepthRouter(nn.Module):
             assert draws_BT is not None
             score_BT = _uniform(draws_BT, self.layer)
             return score_BT, score_BT
-        with torch.autocast(x_BTD.device.type, enabled=False):
-            wide = torch.promote_types(x_BTD.dtype, torch.float32)
-            normed_BTD = F.rms_norm(x_BTD.to(wide), x_BTD.shape[-1:], eps=self.norm_eps)
-            score_BT = F.linear(normed_BTD, self.w_1D.to(wide))[..., 0]
-            if not self.spec.has_predictor:
-                return score_BT, score_BT
-            hidden_BTP = F.silu(F.linear(normed_BTD.detach(), self.predictor_up_PD.to(wide)))
-            return score_BT, F.linear(hidden_BTP, self.predictor_down_1P.to(wide))[..., 0]
+        if torch.is_autocast_enabled(x_BTD.device.type):
+            with torch.autocast(x_BTD.device.type, enabled=False):
+                return self.scores(x_BTD, draws_BT)
+        wide = torch.promote_types(x_BTD.dtype, torch.float32)
+        normed_BTD = F.rms_norm(x_BTD.to(wide), x_BTD.shape[-1:], eps=self.norm_eps)
+        score_BT = normed_BTD @ self.w_1D[0].to(wide)
+        if not self.spec.has_predictor:
+            return score_BT, score_BT
+        hidden_BTP = F.silu(F.linear(normed_BTD.detach(), self.predictor_up_PD.to(wide)))
+        return score_BT, hidden_BTP @ self.predictor_down_1P[0].to(wide)
 
     def forward(
         self,
@@ -241,8 +243,8 @@ class DepthRouter(nn.Module):
         if real_B1 is not None:
             keep_B1 = keep_B1 & real_B1
         batch = keep_B1.shape[0]
-        sequences = [index for index, (keep,) in enumerate(keep_B1.tolist()) if keep]
-        rows_A = torch.tensor(sequences, dtype=torch.int64, device=keep_B1.device)
+        rows_A = keep_B1.nonzero()[:, 0]
+        sequences: list[int] = rows_A.tolist()
         nothing = score_B1.new_full((), math.nan)
         share = score_B1.new_full((), len(sequences) / batch)
         return Kept(
