@@ -91,3 +91,16 @@ def test_laws_that_cannot_be_fitted_or_scored_come_last_and_say_why() -> None:
 def test_wrong_arguments_are_sentences(laws: list[str], options: dict[str, object], says: str) -> None:
     with pytest.raises(InputError, match=says):
         compare(runs("joint", JOINT), laws, **options)
+
+
+def test_the_order_of_the_laws_changes_nothing() -> None:
+    rows = runs("joint", JOINT)
+    first, second = (compare(rows, laws, restarts=4) for laws in (["joint", "unified"], ["unified", "joint"]))
+    assert first.to_dict() == second.to_dict()
+
+
+@pytest.mark.parametrize("laws", [["unified", "allocation-loss"], ["allocation-loss", "unified"]])
+def test_a_column_that_one_law_does_without_is_not_made_up_for_another(laws: list[str]) -> None:
+    table = runs("joint", JOINT).with_columns({"sparsity": np.linspace(0.1, 0.9, 60)})
+    with pytest.raises(InputError, match="no column expert_attention_ratio"):
+        compare(table, laws, restarts=4)

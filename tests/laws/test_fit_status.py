@@ -164,3 +164,32 @@ def test_as_many_rows_as_parameters_identify_nothing() -> None:
         assert "5 rows for 5 free parameters leave no row to spare" in found.message
     pinned = fit(few, pinned={"E": 1.7, "alpha": 0.34})
     assert pinned.status == "converged", pinned.message
+
+
+@pytest.mark.parametrize(("n", "says"), [(6, "from 1 to spare"), (7, "from 2 to spare"), (8, None)])
+def test_one_or_two_rows_to_spare_are_said(n: int, says: str | None) -> None:
+    table = {name: values[:n] for name, values in runs("chinchilla", DENSE, granularity=1.0).items()}
+    assert [says in sentence for sentence in fit(table).warnings] == ([] if says is None else [True])
+
+
+def test_an_asymptote_pinned_above_a_loss_is_refused() -> None:
+    table = runs("chinchilla", DENSE)
+    lowest = float(table["loss"].min())
+    row = int(np.argmin(table["loss"])) + 1
+    with pytest.raises(InputError, match=rf"pinned E is .* row {row} has loss .*\(1 of 50 rows"):
+        fit(table, pinned={"E": lowest + 1e-6})
+    assert fit(table, pinned={"E": lowest - 1e-6}).n_rows == 50
+
+
+def test_flops_that_were_counted_in_two_ways() -> None:
+    table = runs("chinchilla", DENSE)
+    flops = 6 * table["params_total"] * table["tokens"]
+    two = np.where(np.arange(50) % 2, "exact", "krajewski")
+    found = fit({**table, "flops": flops, "flops_convention": two})
+    assert [s for s in found.warnings if "flops_convention krajewski, exact, so that their flops are not one" in s]
+    ratio = np.random.default_rng(0).uniform(0.1, 0.9, 50)
+    with pytest.raises(InputError, match=r"law allocation reads flops, and .* krajewski and exact; count all"):
+        fit({"flops": flops, "sparsity": ratio, "expert_attention_ratio": ratio, "flops_convention": two}, "allocation")
+    unsaid = fit({**table, "flops": flops})
+    assert "flops_convention is absent: flops are taken as 6ND." in unsaid.runs.notes
+    assert not [s for s in fit(table).runs.notes if "flops_convention" in s]  # derived as 6ND

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from isoflop import InputError
-from isoflop.laws import FORMS, Fit, fit, load_fit, save_fit
+from isoflop.laws import FORMS, Fit, RunTable, fit, load_fit, save_fit
 
 TRUTH = {"E": 1.6, "A": 300.0, "B": 900.0, "alpha": 0.31, "beta": 0.33}
 NOISE = 0.004
@@ -158,3 +158,38 @@ def test_without_a_bootstrap_there_are_no_intervals() -> None:
     assert plain.intervals == {}
     with pytest.raises(InputError, match="bootstrap=1000"):
         plain.predict_interval({"params_total": 1e9, "tokens": 1e10})
+
+
+def curves(seed: int = 0) -> RunTable:
+    """30 runs of eight rows each; a run's rows lie above or below the law together."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for run in range(30):
+        params, end, off = 10 ** rng.uniform(7, 9), 10 ** rng.uniform(9.5, 10.5), 0.02 * rng.standard_normal()
+        for step in range(1, 9):
+            tokens = end * step / 8
+            clean = 1.6 + 300 * params**-0.31 + 900 * tokens**-0.33
+            loss = clean * np.exp(off + 0.001 * rng.standard_normal())
+            sizes = {"params_total": params, "tokens": tokens, "flops": 6 * params * tokens}
+            rows.append({"run_id": f"r{run}", "step": step, **sizes, "loss": loss})
+    return RunTable(rows)
+
+
+def test_a_group_with_a_row_that_is_held_out_is_not_fitted() -> None:
+    table = curves()
+    found = fit(table, groups="run_id")
+    score = found.holdout()
+    large = table["flops"] >= score.threshold
+    touched = set(table["run_id"][large])
+    of_them = np.array([run in touched for run in table["run_id"]])
+    assert (score.n_held_out, score.n_fit, score.n_aside) == (large.sum(), (~of_them).sum(), (of_them & ~large).sum())
+    assert score.n_aside > 0
+    by_hand = fit(table.where(~of_them), groups="run_id")
+    errors = np.log(table["loss"][large] / by_hand.form.predict(dict_of(table.where(large)), by_hand.parameters))
+    assert score.rmse == pytest.approx(np.sqrt(np.mean(errors**2)), rel=1e-9)
+    with pytest.raises(InputError, match="with every run_id that has such a row, leaves 0 rows"):
+        found.leave_out("step")  # every run stands under every step
+
+
+def dict_of(table: RunTable) -> dict[str, np.ndarray]:
+    return {name: table[name] for name in ("params_total", "tokens")}

@@ -1,10 +1,12 @@
 """Noise floor and lack of fit from repeats with other seeds."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from isoflop import InputError
-from isoflop.laws import FORMS, RunTable, fit
+from isoflop.laws import FORMS, RunTable, fit, load_fit, save_fit
 from isoflop.laws.repeats import lack_of_fit, noise_floor, repeats
 
 TRUTH = {"E": 1.6, "A": 300.0, "B": 900.0, "alpha": 0.31, "beta": 0.33}
@@ -99,3 +101,29 @@ def test_the_statistic_against_the_textbook() -> None:
 
 def test_without_repeats_there_is_no_test() -> None:
     assert lack_of_fit(fit(table(5, copies=1))) is None
+
+
+def test_a_saved_fit_is_the_same_fit(tmp_path: Path) -> None:
+    rows = [
+        {**row, "run_id": f"r{i}", "architecture": "odd" if i % 3 else "even", "note": None, "lr_end": float("nan")}
+        for i, row in enumerate(table(6).rows)
+    ]
+    rows = [{**row, "loss": round(row["loss"], 2)} for row in rows]  # repeats that are twins but for their seed
+    found = fit(RunTable(rows, notes=["rounded"]), bootstrap=20)
+    save_fit(found, tmp_path / "fit.json")
+    again = load_fit(tmp_path / "fit.json")
+    assert again.to_dict() == found.to_dict()
+    assert again.runs.columns == found.runs.columns
+    assert again.runs.notes == found.runs.notes
+    assert again.holdout() == found.holdout()
+    assert again.leave_out("architecture") == found.leave_out("architecture")
+    assert noise_floor(again.runs) == noise_floor(found.runs) is not None
+    assert lack_of_fit(again) == lack_of_fit(found) is not None
+
+
+def test_a_saved_fit_keeps_its_groups(tmp_path: Path) -> None:
+    found = fit(table(7), groups="tokens", bootstrap=20)
+    save_fit(found, tmp_path / "fit.json")
+    again = load_fit(tmp_path / "fit.json")
+    assert again.groups == "tokens"
+    assert again.holdout() == found.holdout()

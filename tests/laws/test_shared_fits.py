@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from isoflop import InputError
-from isoflop.laws import FORMS, Form, fit, fit_shared
+from isoflop.laws import FORMS, Fit, Form, fit, fit_shared, lack_of_fit, posterior, profile
 from isoflop.laws._rows import as_table
 from isoflop.laws._solver import Problem
 from isoflop.laws.forms import Chinchilla
@@ -186,3 +186,71 @@ def test_a_law_without_derivatives_gives_the_same_shared_fit() -> None:
     assert plain.status == "converged", plain.message
     assert plain["dense"].parameters == pytest.approx(exact["dense"].parameters, rel=1e-4)
     assert plain["moe"].objective == pytest.approx(exact["moe"].objective, rel=1e-6)
+
+
+def test_what_refits_one_group_alone_is_refused() -> None:
+    pytest.importorskip("emcee")
+    found = fit_shared(groups(0.003), bootstrap=20)["moe"]
+    says = r"shares its irreducible loss with dense, and fitted again alone .* SharedFit\.holdout, .* c pinned at 1\."
+    for again in (found, Fit.from_dict(found.to_dict())):
+        for refit in (
+            Fit.holdout,
+            lambda fit: fit.leave_out("granularity"),
+            lambda fit: profile(fit, "alpha"),
+            lack_of_fit,
+            posterior,
+        ):
+            with pytest.raises(InputError, match=says):
+                refit(again)
+
+
+def test_weights_are_those_of_one_fit_each_at_the_shared_loss() -> None:
+    made = groups(0.003)
+    made = {
+        name: ({**runs, "worth": np.where(np.arange(len(runs["loss"])) % 2, 1.0, 9.0)}, law)
+        for name, (runs, law) in made.items()
+    }
+    found = fit_shared(made, weights="worth")
+    assert found.asymptote != pytest.approx(fit_shared(groups(0.003)).asymptote, rel=1e-6)
+    for name, (runs, law) in made.items():
+        alone = fit(runs, law, weights="worth", pinned={FORMS[law].asymptote: found.asymptote})
+        assert alone.parameters == pytest.approx(found[name].parameters, rel=1e-3)
+    assert found.holdout().keys() == {"dense", "moe"}
+
+
+def test_a_prior_on_the_shared_loss_pulls_both_groups() -> None:
+    made = groups(0.003)
+    plain = fit_shared(made)
+    target = plain.asymptote + 0.1
+    tight = fit_shared(made, priors={"dense": {"E": (target, 1e-4)}})
+    assert tight.asymptote == tight["moe"].parameters["c"] == pytest.approx(target, abs=1e-3)
+    loose = fit_shared(made, priors={"dense": {"E": (target, 1e3)}})
+    assert loose.asymptote == pytest.approx(plain.asymptote, abs=1e-3)
+    with pytest.raises(InputError, match="prior c of group moe is on the irreducible loss, which another group"):
+        fit_shared(made, priors={"dense": {"E": (1.3, 0.1)}, "moe": {"c": (1.3, 0.1)}})
+    with pytest.raises(InputError, match="priors names group sparse"):
+        fit_shared(made, priors={"sparse": {}})
+
+
+def test_an_asymptote_above_the_losses_of_any_group_is_refused() -> None:
+    made = groups(0.003)
+    lowest = min(float(runs["loss"].min()) for runs, _ in made.values())
+    with pytest.raises(InputError, match="rows are not above it"):
+        fit_shared(made, pinned={"dense": {"E": lowest + 1e-6}})
+
+
+def test_groups_that_count_their_flops_otherwise_are_said() -> None:
+    made = groups(0.003)
+    counted = {
+        name: (
+            {
+                **runs,
+                "flops": 6 * runs["params_total"] * runs["tokens"],
+                "flops_convention": np.full(len(runs["loss"]), how),
+            },
+            law,
+        )
+        for (name, (runs, law)), how in zip(made.items(), ("exact", "krajewski"), strict=True)
+    }
+    for each in fit_shared(counted).fits.values():
+        assert any("the groups count their flops by exact and krajewski" in sentence for sentence in each.warnings)

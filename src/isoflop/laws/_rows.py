@@ -1,7 +1,7 @@
 """Which rows a fit may use, and one clear sentence about the first that it may not."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -26,12 +26,22 @@ def as_table(runs: Runs) -> RunTable:
     return RunTable(runs)
 
 
-def fit_rows(runs: Runs, form: Form) -> tuple[RunTable, int]:
+CONVENTION: Final = "flops_convention"
+"""Column that says how the flops were counted."""
+
+
+def fit_rows(runs: Runs, form: Form, *, several_of: str | None = None) -> tuple[RunTable, int]:
     """The finished rows, checked, and how many were left out because they did not finish.
+
+    Args:
+        runs: the runs.
+        form: the law.
+        several_of: column whose values may have several rows; where it is run_id, that does not make them twins.
 
     Raises:
         InputError: naming row, column and remedy, if a value is missing, not positive or infinite, a run is there
-            twice, a column is absent, or a column that the law does not know varies.
+            twice, a column is absent, a column that the law does not know varies, or it reads flops that were counted
+            in several ways.
     """
     table = as_table(runs)
     if not len(table):
@@ -45,7 +55,7 @@ def fit_rows(runs: Runs, form: Form) -> tuple[RunTable, int]:
     for column in (*form.columns, form.target):
         check_values(done, column)
     check_units(done, target=form.target)
-    _check_twins(done, (*form.columns, form.target))
+    _check_twins(done, (*form.columns, form.target), by_id=several_of != "run_id")
     for column in form.fixed:
         if column in done:
             values = np.unique(done.numeric(column))
@@ -54,7 +64,8 @@ def fit_rows(runs: Runs, form: Form) -> tuple[RunTable, int]:
                     f"law {form.name} holds for one {column}, but {done.source} has {_listed(values)}; keep one, as "
                     f'with --where "{column}={values[-1]:g}".'
                 )
-    return done.with_columns({}, doubts(done, target=form.target)), len(table) - len(done)
+    notes = [*doubts(done, target=form.target), *_check_convention(done, form)]
+    return done.with_columns({}, notes), len(table) - len(done)
 
 
 def check_values(table: RunTable, column: str) -> None:
@@ -73,9 +84,25 @@ def check_values(table: RunTable, column: str) -> None:
     )
 
 
-def _check_twins(table: RunTable, columns: Sequence[str]) -> None:
+def _check_convention(table: RunTable, form: Form) -> list[str]:
+    """What is assumed of how flops were counted; InputError where the law reads them and they were in several ways."""
+    if "flops" not in table:
+        return []
+    if CONVENTION not in table:
+        return [f"{CONVENTION} is absent: flops are taken as 6ND."]
+    counted = dict.fromkeys(table[CONVENTION].tolist())
+    if len(counted) > 1 and "flops" in form.columns:
+        raise InputError(
+            f"law {form.name} reads flops, and the rows of {table.source} count them by "
+            f"{' and '.join(str(value or 'nothing that is said') for value in counted)}; count all of them one way, or "
+            f'keep one with --where "{CONVENTION}={next(value for value in counted if value)}".'
+        )
+    return []
+
+
+def _check_twins(table: RunTable, columns: Sequence[str], *, by_id: bool) -> None:
     """Raise InputError at the first row that is there twice; `columns` are numbers in which twins agree."""
-    by_id = "run_id" in table and all(value is not None for value in table["run_id"])
+    by_id = by_id and "run_id" in table and all(value is not None for value in table["run_id"])
     suspects: Iterable[int] = range(len(table))
     if not by_id:
         values = np.stack([table.numeric(name) for name in columns], axis=1)

@@ -128,9 +128,9 @@ def compare(
         raise InputError(f"largest is {largest:g}; it must be between 0 and 1, the share of rows to hold out.")
     delta = delta_named(huber_delta)
     table, column = with_weights(as_table(runs), weights)
-    for form in forms:
-        table, _ = fit_rows(table, _without_limits(form))
-    table[by]  # says which columns there are
+    read = [fit_rows(table, _without_limits(form))[0] for form in forms]
+    if not any(by in rows for rows in read):
+        read[0][by]  # says which columns there are
     found = []
     for form in forms:
         options: dict[str, Any] = {"huber_delta": delta, "weights": column, "seed": seed, "restarts": restarts}
@@ -145,7 +145,7 @@ def compare(
     found.sort(key=_rank)
     kind = "normal" if delta is None else f"normal within {delta:g} of the law in ln loss, Laplace beyond"
     return Comparison(
-        laws=found, n_rows=len(table), likelihood=f"{kind}; its scale is fitted and counts as a parameter"
+        laws=found, n_rows=len(read[0]), likelihood=f"{kind}; its scale is fitted and counts as a parameter"
     )
 
 

@@ -1,16 +1,17 @@
 """Fit a law to runs: global, robust, with bootstrap draws."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 
 from isoflop.errors import InputError
 from isoflop.laws._diagnosis import diagnose
 from isoflop.laws._noise import spread
-from isoflop.laws._rows import Runs, as_table, check_values, fit_rows
+from isoflop.laws._resampling import GROUPS, bootstrap_draws, resampler
+from isoflop.laws._rows import CONVENTION, Runs, as_table, check_values, fit_rows
 from isoflop.laws._screening import minimise_from
-from isoflop.laws._solver import Problem, minimise
+from isoflop.laws._solver import Problem
 from isoflop.laws._starts import starts
 from isoflop.laws.forms import Form, form_named
 from isoflop.laws.loading import load_form
@@ -22,8 +23,8 @@ from isoflop.laws.table import RunTable
 L1_DELTA: Final = 1e-7
 """Delta that stands for absolute errors: far below any noise of ln L."""
 
+_HARDLY_ANY = 2  # rows to spare, with which noise and intervals are hardly known
 _SHOWN = 8  # values of a column that a warning lists
-_TOGETHER = 2_000_000  # resamples × rows whose weights are held in memory at once
 
 
 def fit(
@@ -59,36 +60,70 @@ def fit(
             draw draws their means anew.
         seed: of restarts and resamples.
         restarts: starting points that are polished; the status is judged by their agreement.
-        groups: column whose values are resampled as wholes (a run's several rows, a family); default: rows.
+        groups: column whose values are resampled, and held out, as wholes (a run's several rows, a family); default:
+            rows.
 
     Raises:
-        InputError: if rows are unusable (naming row, column and remedy) or too few, or an argument is out of range.
+        InputError: if rows are unusable (naming row, column and remedy) or too few, an argument is out of range, or the
+            irreducible loss is pinned above a measured one.
     """
     form = resolve_form(law) if isinstance(law, str) else law
     delta = delta_named(huber_delta)
     weighted, column = with_weights(as_table(runs), weights)
-    table, left_out = fit_rows(weighted, form)
+    table, left_out = fit_rows(weighted, form, several_of=groups)
     pinned = without_columns(form, table) | dict(pinned or {})
     fixed = check_options(form, huber_delta=delta, bootstrap=bootstrap, pinned=pinned, restarts=restarts)
-    known = check_priors(form, priors, fixed)
-    free = len(form.names) - len(fixed)
-    if len(table) + len(known) < free:
+    if form.asymptote in fixed:
+        check_asymptote(form, table, fixed[form.asymptote])
+    return _fitted(
+        table,
+        form,
+        delta=delta,
+        weights=column,
+        bootstrap=bootstrap,
+        pinned=fixed,
+        priors=check_priors(form, priors, fixed),
+        seed=seed,
+        restarts=restarts,
+        groups=groups,
+        n_left_out=left_out,
+    )
+
+
+def _fitted(
+    table: RunTable,
+    form: Form,
+    *,
+    delta: float | None,
+    weights: str | None,
+    pinned: dict[str, float],
+    priors: dict[str, tuple[float, float]],
+    seed: int,
+    restarts: int,
+    groups: str | None,
+    bootstrap: int = 0,
+    n_left_out: int = 0,
+) -> Fit:
+    """Fit rows and options that were checked."""
+    free = len(form.names) - len(pinned)
+    if len(table) + len(priors) < free:
         raise InputError(
             f"law {form.name} has {free} free parameters and {table.source} only {len(table)} usable rows; add runs, "
             "or pin parameters."
         )
+    units = resampler(table, groups)
     rng = np.random.default_rng(seed)
-    problem = problem_of(form, table, pinned=fixed, delta=delta, weights=column)
+    problem = problem_of(form, table, pinned=pinned, delta=delta, weights=weights)
     noise = None
-    if known:
-        noise = _noise_without(known, form, table, fixed, delta, column, restarts)
-        problem = problem.penalised(penalty(problem, known, noise))
+    if priors:
+        noise = _noise_without(priors, form, table, pinned, delta, weights, restarts)
+        problem = problem.penalised(penalty(problem, priors, noise))
     solution = minimise_from(problem, starts(problem, restarts, rng))
     best = solution.coordinates[[solution.best()]]
     diagnosis = diagnose(problem, solution)
     draws = {}
     if bootstrap:
-        coordinates = bootstrap_draws(problem, best, resampler(table, groups), bootstrap, rng)
+        coordinates = bootstrap_draws(problem, best, units, bootstrap, rng)
         draws = {name: values[:, 0] for name, values in problem.parameters(coordinates).items()}
     return Fit(
         form=form,
@@ -97,18 +132,19 @@ def fit(
         message=diagnosis.message,
         objective=float(solution.objective[solution.best()]),
         condition=diagnosis.condition,
-        n_left_out=left_out,
+        n_left_out=n_left_out,
         huber_delta=delta,
-        pinned=fixed,
-        priors=known,
+        pinned=pinned,
+        priors=priors,
         prior_noise=noise,
-        weights=column,
+        weights=weights,
+        groups=groups,
         residuals=problem.evaluate(best).residuals[0],
         draws=draws,
         runs=table,
         seed=seed,
         restarts=restarts,
-        warnings=mixed(table, form),
+        warnings=[*mixed(table, form), *hardly_any(len(table), free)],
     )
 
 
@@ -173,22 +209,48 @@ def problem_of(
 
 
 def problem_again(fit: Fit) -> Problem:
-    """The problem that a fit solved."""
+    """The problem that a fit solved.
+
+    Raises:
+        InputError: if it solved it together with those of other groups.
+    """
+    _check_alone(fit)
     problem = problem_of(fit.form, fit.runs, pinned=fit.pinned, delta=fit.huber_delta, weights=fit.weights)
     return problem.penalised(penalty(problem, fit.priors, fit.prior_noise or 0.0))
 
 
-def refit(fit_before: Fit, runs: RunTable, **changes: Any) -> Fit:
-    """The same fit to other rows."""
-    options: dict[str, Any] = {
-        "huber_delta": fit_before.huber_delta,
-        "weights": fit_before.weights,
-        "pinned": fit_before.pinned,
-        "priors": fit_before.priors,
-        "seed": fit_before.seed,
-        "restarts": fit_before.restarts,
-    }
-    return fit(runs, fit_before.form, **(options | changes))
+def refit(fit_before: Fit, runs: RunTable) -> Fit:
+    """The same fit, without a bootstrap, to some of its rows.
+
+    Raises:
+        InputError: if they are too few, or it was fitted together with other groups.
+    """
+    _check_alone(fit_before)
+    form, groups = fit_before.form, fit_before.groups
+    if groups is not None and len({*runs[groups].tolist()}) < GROUPS:
+        groups = None  # nothing is resampled
+    return _fitted(
+        runs,
+        form,
+        delta=fit_before.huber_delta,
+        weights=fit_before.weights,
+        pinned=without_columns(form, runs) | fit_before.pinned,
+        priors=fit_before.priors,
+        seed=fit_before.seed,
+        restarts=fit_before.restarts,
+        groups=groups,
+    )
+
+
+def _check_alone(fit: Fit) -> None:
+    """Raise InputError if a fit's irreducible loss is that of other groups, too."""
+    if fit.shared_with:
+        asymptote = fit.form.asymptote or ""
+        raise InputError(
+            f"the fit shares its irreducible loss with {', '.join(fit.shared_with)}, and fitted again alone it would "
+            "be another; hold out runs of all groups with SharedFit.holdout, or fit the group by itself with "
+            f"{asymptote} pinned at {fit.parameters[asymptote]:.5g}."
+        )
 
 
 def _noise_without(
@@ -208,15 +270,26 @@ def _noise_without(
     if len(table) <= len(form.names) - len(pinned):
         pinned = {**pinned, **{name: mean for name, (mean, _) in priors.items()}}
     problem = problem_of(form, table, pinned=pinned, delta=delta, weights=weights)
-    if len(table) <= problem.size:
+    return noise_about(problem, starts(problem, restarts, np.random.default_rng(0)))
+
+
+def noise_about(problem: Problem, begin: np.ndarray) -> float:
+    """Noise of ln L about the best fit from starts [B, p].
+
+    Raises:
+        InputError: if there is no row to spare.
+    """
+    n_rows = len(problem.log_loss)
+    if n_rows <= problem.size:
         raise InputError(
-            f"priors are weighed against the noise of the runs, and {len(table)} rows for {problem.size} parameters "
+            f"priors are weighed against the noise of the runs, and {n_rows} rows for {problem.size} parameters "
             "beside them leave none to know it; add runs, or pin parameters."
         )
-    solution = minimise_from(problem, starts(problem, restarts, np.random.default_rng(0)))
-    point = problem.evaluate(solution.coordinates[[solution.best()]])
-    residuals = point.residuals[0] if problem.weights is None else point.residuals[0] * np.sqrt(problem.weights)
-    return spread(residuals, problem.size, delta)
+    solution = minimise_from(problem, begin)
+    residuals = problem.evaluate(solution.coordinates[[solution.best()]]).residuals[0]
+    if problem.weights is not None:
+        residuals = residuals * np.sqrt(problem.weights)
+    return spread(residuals, problem.size, None if np.isinf(problem.delta) else problem.delta)
 
 
 def without_columns(form: Form, table: RunTable) -> dict[str, float]:
@@ -251,85 +324,44 @@ def check_options(
     return fixed
 
 
-class Resampler:
-    """Draws how often each of n rows stands in a resample."""
-
-    def __init__(self, n_rows: int, *, units: np.ndarray | None = None, strata: np.ndarray | None = None) -> None:
-        """Say what is drawn.
-
-        Args:
-            n_rows: n.
-            units: index [n] of the unit that a row belongs to, from 0; units are drawn as wholes. Default: rows.
-            strata: index [units], in ascending order; a unit is replaced by one of its own stratum. Default: any.
-        """
-        self.unit_of_row = np.arange(n_rows) if units is None else units
-        self.n_units = int(self.unit_of_row.max()) + 1
-        strata = np.zeros(self.n_units, dtype=int) if strata is None else strata
-        sizes = np.bincount(strata)
-        self.size = sizes[strata]
-        self.start = (np.cumsum(sizes) - sizes)[strata]
-
-    def weights(self, count: int, distinct: int, rng: np.random.Generator) -> np.ndarray:
-        """Counts [count, n]; a resample with fewer than `distinct` different rows is drawn again.
-
-        Raises:
-            InputError: if hardly any resample has that many.
-        """
-        weights = np.empty((count, len(self.unit_of_row)))
-        todo = np.arange(count)
-        for _ in range(100):
-            picked = self.start + (rng.random((len(todo), self.n_units)) * self.size).astype(int)
-            offset = np.arange(len(todo))[:, None] * self.n_units
-            counts = np.bincount((picked + offset).ravel(), minlength=len(todo) * self.n_units)
-            weights[todo] = counts.reshape(len(todo), self.n_units)[:, self.unit_of_row]
-            todo = todo[np.count_nonzero(weights[todo], axis=1) < distinct]
-            if not len(todo):
-                return weights
+def check_asymptote(form: Form, table: RunTable, pinned: float) -> None:
+    """Raise InputError if a law whose other terms are positive cannot come down to a measured loss."""
+    losses = table.numeric(form.target)
+    below = losses <= pinned
+    if below.any() and all(parameter.lower >= 0 for parameter in form.coefficients):
+        row = int(np.argmin(losses))
         raise InputError(
-            f"bootstrap needs resamples with {distinct} different rows, which {self.n_units} units with "
-            f"{len(self.unit_of_row)} rows almost never give; add runs, use smaller groups, or fit without it."
+            f"pinned {form.asymptote} is {pinned:g}, and {table.source} {table.labels[row]} has {form.target} "
+            f"{losses[row]:g} ({int(below.sum())} of {len(table)} rows are not above it), which law {form.name} then "
+            "cannot reach; pin a lower value, or correct the rows."
         )
-
-
-def resampler(table: RunTable, groups: str | None) -> Resampler:
-    """Resample rows, or the values of one column as wholes."""
-    if groups is None:
-        return Resampler(len(table))
-    labels = {value: index for index, value in enumerate(dict.fromkeys(table[groups].tolist()))}
-    if len(labels) < 2:
-        raise InputError(f"groups is {groups}, which has one value; a bootstrap needs at least two groups.")
-    return Resampler(len(table), units=np.array([labels[value] for value in table[groups].tolist()]))
-
-
-def bootstrap_draws(
-    problem: Problem, best: np.ndarray, resample: Resampler, count: int, rng: np.random.Generator
-) -> np.ndarray:
-    """Coordinates [count, p] of fits to resamples, each started at the fit to all rows [1, p]."""
-    size = max(1, _TOGETHER // len(resample.unit_of_row))
-    parts = []
-    distinct = problem.size
-    if problem.penalty is not None:
-        distinct -= int(np.isfinite(problem.penalty.sd).sum())
-    for low in range(0, count, size):
-        weights = resample.weights(min(size, count - low), distinct, rng)
-        drawn = problem
-        if problem.penalty is not None:
-            drawn = problem.penalised(problem.penalty.drawn(len(weights), rng))
-        parts.append(minimise(drawn, np.repeat(best, len(weights), axis=0), weights).coordinates)
-    return np.concatenate(parts)
 
 
 def mixed(table: RunTable, form: Form) -> list[str]:
     """What the rows mix although the law does not tell it apart."""
     sentences = []
-    for column in ("expansion_rate", "granularity", "router"):
+    for column in ("expansion_rate", "granularity", "router", CONVENTION):
         if column in form.columns or column not in table:
             continue
         values = dict.fromkeys(table[column].tolist())
         if len(values) > 1:
             shown = list(values)[:_SHOWN]
-            listed = ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in shown)
+            listed = ", ".join(f"{value:g}" if isinstance(value, float) else str(value or "none") for value in shown)
             if len(values) > len(shown):
                 listed += f" and {len(values) - len(shown)} more"
-            sentences.append(f"the rows mix {column} {listed}, which law {form.name} does not tell apart.")
+            why = f"which law {form.name} does not tell apart"
+            if column == CONVENTION:
+                why = "so that their flops are not one quantity; count all of them one way"
+            sentences.append(f"the rows mix {column} {listed}, {why}.")
     return sentences
+
+
+def hardly_any(n_rows: int, n_free: int) -> list[str]:
+    """What to know of a fit with one or two rows to spare."""
+    spare = n_rows - n_free
+    if not 0 < spare <= _HARDLY_ANY:
+        return []
+    return [
+        f"{n_rows} rows for {n_free} free parameters: status, noise and prediction intervals know the noise of ln loss "
+        f"from {spare} to spare and are very wide; add runs, or pin parameters."
+    ]

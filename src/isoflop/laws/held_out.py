@@ -25,6 +25,9 @@ class Holdout:
     """The value of the column whose rows were held out; None where the largest were."""
     n_fit: int
     n_held_out: int
+    """Rows that are predicted."""
+    n_aside: int = 0
+    """Rows that were neither fitted nor predicted: others of the groups that the predicted ones belong to."""
     rmse: float
     """Root mean square of ln(measured / predicted) over the rows held out."""
     bias: float
@@ -44,12 +47,19 @@ def without_largest(fit: "Fit", by: str, largest: float) -> Holdout:
     values = fit.runs.numeric(by)
     threshold = held_out_split(values, largest)
     out = values >= threshold * (1 - 1e-9)
-    if (~out).sum() <= fit.n_free:
+    kept = ~_whole_groups(fit, out)
+    if kept.sum() <= fit.n_free:
         raise InputError(
-            f"holding out {by} >= {threshold:g} leaves {int((~out).sum())} rows for {fit.n_free} free parameters; "
-            "hold out fewer, or pin parameters."
+            f"holding out {by} >= {threshold:g}{_with_groups(fit)} leaves {int(kept.sum())} rows for {fit.n_free} free "
+            "parameters; hold out fewer, or pin parameters."
         )
-    return held_out_score(refit(fit, fit.runs.where(~out)), fit.runs.where(out), by=by, threshold=threshold)
+    return held_out_score(
+        refit(fit, fit.runs.where(kept)),
+        fit.runs.where(out),
+        by=by,
+        threshold=threshold,
+        n_aside=int((~kept & ~out).sum()),
+    )
 
 
 def without_each(fit: "Fit", by: str) -> dict[Any, Holdout]:
@@ -63,14 +73,34 @@ def without_each(fit: "Fit", by: str) -> dict[Any, Holdout]:
     scores = {}
     for value in values:
         out = np.array([label == value for label in labels])
-        if (~out).sum() <= fit.n_free:
+        kept = ~_whole_groups(fit, out)
+        if kept.sum() <= fit.n_free:
             raise InputError(
-                f"leaving out {by} {value} leaves {int((~out).sum())} rows for {fit.n_free} free parameters; take a "
-                "column with smaller groups, or pin parameters."
+                f"leaving out {by} {value}{_with_groups(fit)} leaves {int(kept.sum())} rows for {fit.n_free} free "
+                "parameters; take a column with smaller groups, or pin parameters."
             )
-        other = refit(fit, fit.runs.where(~out))
-        scores[value] = held_out_score(other, fit.runs.where(out), by=by, threshold=None, left_out=value)
+        scores[value] = held_out_score(
+            refit(fit, fit.runs.where(kept)),
+            fit.runs.where(out),
+            by=by,
+            threshold=None,
+            left_out=value,
+            n_aside=int((~kept & ~out).sum()),
+        )
     return scores
+
+
+def _whole_groups(fit: "Fit", out: np.ndarray) -> np.ndarray:
+    """Mask [n] of the rows whose group has a row that is out; without groups, of those that are out."""
+    if fit.groups is None:
+        return out
+    labels = fit.runs[fit.groups].tolist()
+    touched = {label for label, gone in zip(labels, out, strict=True) if gone}
+    return np.array([label in touched for label in labels])
+
+
+def _with_groups(fit: "Fit") -> str:
+    return "" if fit.groups is None else f", with every {fit.groups} that has such a row,"
 
 
 def held_out_split(values: np.ndarray, largest: float) -> float:
@@ -86,7 +116,7 @@ def held_out_split(values: np.ndarray, largest: float) -> float:
 
 
 def held_out_score(
-    fit: "Fit", held_out: RunTable, *, by: str, threshold: float | None, left_out: Any = None
+    fit: "Fit", held_out: RunTable, *, by: str, threshold: float | None, left_out: Any = None, n_aside: int = 0
 ) -> Holdout:
     """Score a fit on rows that it did not see, whatever their columns that the law does not read."""
     predicted = fit.form.predict(as_columns(held_out, fit.form.columns), fit.parameters)
@@ -97,6 +127,7 @@ def held_out_score(
         left_out=left_out,
         n_fit=fit.n_rows,
         n_held_out=len(held_out),
+        n_aside=n_aside,
         rmse=float(np.sqrt(np.mean(errors**2))),
         bias=float(np.mean(errors)),
         status=fit.status,

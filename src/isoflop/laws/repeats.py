@@ -1,7 +1,7 @@
 """What repeats with other seeds say: the noise floor, and whether a law misses more than noise."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -137,14 +137,17 @@ def lack_of_fit(fit: Fit) -> LackOfFit | None:
     The law is fitted again by least squares, for which the test is made (Draper and Smith 1998, Applied Regression
     Analysis, ch. 2): F = ((SS - SS_repeats) / (m - p)) / (SS_repeats / (n - m)), n rows in m settings, p parameters. It
     is exact for a law that is linear near its minimum, and outliers among the repeats weaken it.
+
+    Raises:
+        InputError: if the fit shares its irreducible loss with other groups.
     """
     from scipy.special import fdtrc
 
     from isoflop.laws.fitting import refit
 
+    squares = refit(replace(fit, huber_delta=None, weights=None, priors={}), fit.runs)
     setting = repeats(fit.runs, fit.form.columns)
     n_settings = len(np.unique(setting))
-    squares = refit(fit, fit.runs, huber_delta=None, weights=None, priors=None)
     pure, freedom, _ = _within(np.log(fit.runs.numeric(fit.form.target)), setting)
     spare = n_settings - fit.n_free
     if not freedom or spare < 1:

@@ -16,9 +16,7 @@ from isoflop.laws.table import RunTable
 
 _FAR = 10.0  # budgets beyond this multiple of the fit's largest are an extrapolation
 _FEW = 30  # fewer residuals than this above the parameters are not resampled
-_HARDLY_ANY = 2  # so few rows to spare make Student's t so wide that an interval says little
 _SAMPLES = 4000
-_KEPT = ("flops", "flops_convention", "params_active", "expansion_rate", "granularity", "budget")
 _LARGEST_LOG = 700.0  # ln of what a float can hold
 
 
@@ -55,6 +53,10 @@ class Fit:
     """Noise of ln L that the priors were weighed with."""
     weights: str | None = None
     """Column of the rows' weights; None: all rows count alike."""
+    groups: str | None = None
+    """Column whose values are resampled and held out as wholes; None: rows are."""
+    shared_with: tuple[str, ...] = ()
+    """The groups that have the same irreducible loss, where the fit is one of a SharedFit."""
     warnings: list[str] = field(default_factory=list)
     """What to know before trusting predictions; `predict` appends where it extrapolates."""
 
@@ -164,7 +166,7 @@ class Fit:
 
         Both the parameters (bootstrap draws) and the noise of one run are in it. With 30 rows more than parameters the
         noise is the fit's own residuals, resampled and scaled by sqrt(n / (n - p)); with fewer it is Student's t with
-        n - p degrees of freedom times `noise`. With one or two rows to spare that is very wide, and `warnings` says so.
+        n - p degrees of freedom times `noise`. With one or two rows to spare that is very wide, as `warnings` says.
 
         Raises:
             InputError: if the fit has no bootstrap or no more rows than parameters.
@@ -184,13 +186,6 @@ class Fit:
             noise = rng.choice(centred, size=losses.shape) * np.sqrt(self.n_rows / spare)
         else:
             noise = rng.standard_t(spare, size=losses.shape) * self.noise
-        if spare <= _HARDLY_ANY:
-            sentence = (
-                f"the fit has {self.n_rows} rows for {self.n_free} free parameters: prediction intervals know the "
-                f"noise from {spare} to spare and are very wide; add runs."
-            )
-            if sentence not in self.warnings:
-                self.warnings.append(sentence)
         ends = np.quantile(np.log(losses) + noise, [tail, 1 - tail], axis=0)
         low, high = np.exp(np.clip(ends, -_LARGEST_LOG, _LARGEST_LOG))
         return low, high
@@ -200,10 +195,12 @@ class Fit:
 
         Args:
             by: column that decides which runs are large.
-            largest: share of the rows to hold out; rows that tie with the smallest of them are held out too.
+            largest: share of the rows to hold out; rows that tie with the smallest of them are held out too. Where the
+                fit has groups, the other rows of their groups are not fitted either.
 
         Raises:
-            InputError: if the share is not between 0 and 1, the column is absent, or too few rows remain.
+            InputError: if the share is not between 0 and 1, the column is absent, too few rows remain, or the fit
+                shares its irreducible loss with other groups.
         """
         return without_largest(self, by, largest)
 
@@ -211,21 +208,17 @@ class Fit:
         """Fit again without each value of a column (an architecture, a family) and predict its rows.
 
         Returns the score by value. A law that does not read what tells the groups apart predicts as if it did not
-        matter, and the score says how far that holds.
+        matter, and the score says how far that holds. Where the fit has groups, rows of a group that stands under
+        several values are not fitted either while one of these is left out.
 
         Raises:
-            InputError: if the column is absent, has one value, or too few rows remain.
+            InputError: if the column is absent, has one value, too few rows remain, or the fit shares its irreducible
+                loss with other groups.
         """
         return without_each(self, by)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain JSON values; `Fit.from_dict` gives an equal fit."""
-        kept = [*self.form.columns, self.form.target]
-        kept += [
-            name
-            for name in (*_KEPT, *([self.weights] if self.weights else []))
-            if name in self.runs and name not in kept
-        ]
         return {
             "law": self.form.name,
             "law_file": self.form.origin,
@@ -242,12 +235,15 @@ class Fit:
             "priors": {name: list(prior) for name, prior in self.priors.items()},
             "prior_noise": self.prior_noise,
             "weights": self.weights,
+            "groups": self.groups,
+            "shared_with": list(self.shared_with),
             "seed": self.seed,
             "restarts": self.restarts,
             "warnings": list(self.warnings),
             "residuals": self.residuals.tolist(),
             "draws": {name: values.tolist() for name, values in self.draws.items()},
-            "runs": {name: self.runs[name].tolist() for name in kept},
+            "runs": {name: [_plain(value) for value in self.runs[name].tolist()] for name in self.runs.columns},
+            "notes": list(self.runs.notes),
             "source": self.runs.source,
         }
 
@@ -283,15 +279,26 @@ class Fit:
                 priors={name: (prior[0], prior[1]) for name, prior in values.get("priors", {}).items()},
                 prior_noise=values.get("prior_noise"),
                 weights=values.get("weights"),
+                groups=values.get("groups"),
+                shared_with=tuple(values.get("shared_with", ())),
                 residuals=np.array(values["residuals"], dtype=float),
                 draws={name: np.array(draws, dtype=float) for name, draws in values["draws"].items()},
-                runs=RunTable(rows, source=values["source"]),
+                runs=RunTable(rows, notes=values.get("notes", ()), source=values["source"]),
                 seed=values["seed"],
                 restarts=values["restarts"],
                 warnings=list(values["warnings"]),
             )
         except KeyError as error:
             raise InputError(f"the fit lacks the field {error}; it must be what Fit.to_dict wrote.") from None
+
+
+def _plain(value: Any) -> Any:
+    """A cell as JSON has it: a missing number is None, and what JSON lacks is text."""
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    return value.item() if isinstance(value, np.generic) else str(value)
 
 
 def _span(runs: RunTable, form: Form) -> dict[str, tuple[float, float]]:

@@ -8,13 +8,23 @@ import numpy as np
 
 from isoflop.errors import InputError
 from isoflop.laws._diagnosis import Status, diagnose
-from isoflop.laws._rows import Runs, fit_rows
+from isoflop.laws._resampling import Resampler, bootstrap_draws
+from isoflop.laws._rows import CONVENTION, Runs, check_values, fit_rows
 from isoflop.laws._screening import minimise_from
 from isoflop.laws._solver import Problem
 from isoflop.laws._starts import starts
-from isoflop.laws.fitting import Resampler, bootstrap_draws, check_options, delta_named, mixed, without_columns
+from isoflop.laws.fitting import (
+    check_asymptote,
+    check_options,
+    delta_named,
+    hardly_any,
+    mixed,
+    noise_about,
+    without_columns,
+)
 from isoflop.laws.forms import Columns, Form, Parameter, form_named
 from isoflop.laws.held_out import Holdout, held_out_score, held_out_split
+from isoflop.laws.priors import check_priors, penalty
 from isoflop.laws.result import Fit
 from isoflop.laws.table import RunTable
 
@@ -56,7 +66,9 @@ class SharedFit:
         others = fit_shared(
             {name: (fit.runs.where(~out[name]), fit.form) for name, fit in self.fits.items()},
             huber_delta=first.huber_delta,
+            weights=first.weights,
             pinned={name: fit.pinned for name, fit in self.fits.items()},
+            priors={name: fit.priors for name, fit in self.fits.items()},
             seed=first.seed,
         )
         return {
@@ -70,8 +82,10 @@ def fit_shared(
     groups: Mapping[str, tuple[Runs, str | Form]],
     *,
     huber_delta: float | Literal["l1", "l2"] | None = 1e-3,
+    weights: str | None = None,
     bootstrap: int = 0,
     pinned: Mapping[str, Mapping[str, float]] | None = None,
+    priors: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
     seed: int = 0,
 ) -> SharedFit:
     """Fit one law to each group of runs, with the same irreducible loss in all.
@@ -79,29 +93,34 @@ def fit_shared(
     Args:
         groups: name → (runs, law), such as {"dense": (dense, "chinchilla"), "moe": (moe, "fine-grained")}.
         huber_delta: as in `fit`.
+        weights: column, in all groups, of how much each row counts, as in `fit`.
         bootstrap: number of resamples; rows are resampled within their group.
         pinned: group → parameters of its law that are given, not fitted. The irreducible loss of one is that of all.
+        priors: group → what is known of its law's parameters, as in `fit`; of the irreducible loss, in one group.
         seed: of the resamples.
 
     Raises:
-        InputError: as `fit`, or if fewer than two groups are given, or what is pinned names no group or gives the
-            irreducible loss two values.
+        InputError: as `fit`, or if fewer than two groups are given, or what is pinned or known names no group or speaks
+            of the irreducible loss twice.
     """
     delta = delta_named(huber_delta)
     if len(groups) < 2:
         raise InputError(f"groups has {len(groups)} entry; a shared fit needs at least two, else use fit.")
-    unknown = [name for name in pinned or {} if name not in groups]
-    if unknown:
-        raise InputError(f"pinned names group {unknown[0]}; the groups are {', '.join(groups)}.")
+    for option, given in (("pinned", pinned or {}), ("priors", priors or {})):
+        unknown = [name for name in given if name not in groups]
+        if unknown:
+            raise InputError(f"{option} names group {unknown[0]}; the groups are {', '.join(groups)}.")
     forms, tables, left_out = {}, {}, {}
     fixed: dict[str, dict[str, float]] = {}
+    known: dict[str, dict[str, tuple[float, float]]] = {}
     for name, (runs, law) in groups.items():
         forms[name] = form_named(law) if isinstance(law, str) else law
         if forms[name].asymptote is None:
             raise InputError(f"group {name} has law {law}, which has no irreducible loss to share; choose another law.")
         tables[name], left_out[name] = fit_rows(runs, forms[name])
-        given = without_columns(forms[name], tables[name]) | dict((pinned or {}).get(name, {}))
-        fixed[name] = check_options(forms[name], huber_delta=delta, bootstrap=bootstrap, pinned=given, restarts=2)
+        pins = without_columns(forms[name], tables[name]) | dict((pinned or {}).get(name, {}))
+        fixed[name] = check_options(forms[name], huber_delta=delta, bootstrap=bootstrap, pinned=pins, restarts=2)
+        known[name] = check_priors(forms[name], (priors or {}).get(name), fixed[name])
         free = len({*forms[name].names} - {*fixed[name], forms[name].asymptote})
         if len(tables[name]) < free:
             raise InputError(
@@ -112,9 +131,18 @@ def fit_shared(
     together = form.pinned(fixed)
     columns = form.stack(tables)
     loss = np.concatenate([table.numeric("loss") for table in tables.values()])
-    problem = Problem(form, columns, loss, pinned=together, huber_delta=delta)
+    if _SHARED in together:
+        for name, table in tables.items():
+            check_asymptote(forms[name], table, together[_SHARED])
+    each = _weights(tables, weights)
+    problem = Problem(form, columns, loss, pinned=together, huber_delta=delta, weights=each)
     rng = np.random.default_rng(seed)
-    solution = minimise_from(problem, _starts(problem, form, tables, delta, rng))
+    begin = _starts(problem, form, tables, delta, rng)
+    stacked, noise = form.priors(known, together), None
+    if stacked:
+        noise = noise_about(problem, begin)
+        problem = problem.penalised(penalty(problem, stacked, noise))
+    solution = minimise_from(problem, begin)
     best = solution.coordinates[[solution.best()]]
     diagnosis = diagnose(problem, solution)
     draws = np.zeros((0, problem.size))
@@ -122,26 +150,47 @@ def fit_shared(
         draws = bootstrap_draws(problem, best, Resampler(len(loss), strata=form.group_of_row(tables)), bootstrap, rng)
     residuals = problem.evaluate(best).residuals[0]
     message = f"fitted together with one irreducible loss: {diagnosis.message}"
+    conventions = {str(value) for table in tables.values() if CONVENTION in table for value in table[CONVENTION]}
+    warnings = []
+    if len(conventions) > 1:
+        counted = " and ".join(sorted(conventions))
+        warnings = [f"the groups count their flops by {counted}, so that budgets of one are not those of another."]
     fits = {}
     for index, (name, table) in enumerate(tables.items()):
-        own = residuals[form.group_of_row(tables) == index]
+        rows = form.group_of_row(tables) == index
+        own = residuals[rows]
+        huber = problem.huber(own) if each is None else problem.huber(own) * each[rows]
         fits[name] = Fit(
             form=forms[name],
             parameters={key: float(value[0]) for key, value in form.of_group(name, problem.parameters(best)).items()},
             status=diagnosis.status,
             message=message,
-            objective=float(problem.huber(own).sum()),
+            objective=float(huber.sum()),
             condition=diagnosis.condition,
             n_left_out=left_out[name],
             huber_delta=delta,
             pinned=form.pinned_of(name, together),
+            priors=known[name],
+            prior_noise=noise,
+            weights=weights,
+            shared_with=tuple(other for other in tables if other != name),
             residuals=own,
             draws=form.of_group(name, problem.parameters(draws)) if bootstrap else {},
             runs=table,
             seed=seed,
-            warnings=mixed(table, forms[name]),
+            warnings=[*mixed(table, forms[name]), *warnings, *hardly_any(len(loss), problem.size)],
         )
     return SharedFit(fits=fits, status=diagnosis.status, message=diagnosis.message)
+
+
+def _weights(tables: Mapping[str, RunTable], column: str | None) -> np.ndarray | None:
+    """Weights of all rows, with the mean 1."""
+    if column is None:
+        return None
+    for table in tables.values():
+        check_values(table, column)
+    each = np.concatenate([table.numeric(column) for table in tables.values()])
+    return np.asarray(each / np.mean(each))
 
 
 class _Together(Form):
@@ -179,6 +228,26 @@ class _Together(Form):
                         f"pinned {name} of group {group} is {value:g} and {found[stacked]:g} of another; a shared fit "
                         "has one irreducible loss."
                     )
+        return found
+
+    def priors(
+        self, by_group: Mapping[str, Mapping[str, tuple[float, float]]], pinned: Mapping[str, float]
+    ) -> dict[str, tuple[float, float]]:
+        """What is known in the groups, in the names of this law.
+
+        Raises:
+            InputError: if it speaks of the one asymptote twice, or of one that is pinned.
+        """
+        found: dict[str, tuple[float, float]] = {}
+        for group, priors in by_group.items():
+            for name, prior in priors.items():
+                stacked = self._stacked(group, name)
+                if stacked in found or stacked in pinned:
+                    raise InputError(
+                        f"prior {name} of group {group} is on the irreducible loss, which another group pins or has a "
+                        "prior on; a shared fit has one irreducible loss."
+                    )
+                found[stacked] = prior
         return found
 
     def pinned_of(self, group: str, pinned: Mapping[str, float]) -> dict[str, float]:
