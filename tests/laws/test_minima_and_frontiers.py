@@ -36,8 +36,8 @@ def best_size(flops: float, granularity: int, moe: bool) -> float:
     return float(ratio ** (1 / (ALPHA + BETA)))
 
 
-def study(noise: float = 0.0, spread: float = 1.0, budgets: tuple[float, ...] = BUDGETS) -> RunTable:
-    rng = np.random.default_rng(3)
+def study(noise: float = 0.0, spread: float = 1.0, budgets: tuple[float, ...] = BUDGETS, seed: int = 3) -> RunTable:
+    rng = np.random.default_rng(seed)
     rows = []
     for flops in budgets:
         for granularity in (0, 1, 4):
@@ -80,16 +80,17 @@ def test_minima_of_a_narrow_grid_are_the_compute_optimum() -> None:
 
 
 def test_intervals_of_minima_cover_the_truth() -> None:
-    minima = isoflop_minima(study(noise=0.002, spread=0.7))
+    """50 studies of 12 minima, whose noise is pooled: a 90% interval covers 540 ± 7.3 of 600, sharing 12 in a study."""
     exact = isoflop_minima(study(noise=0.0, spread=0.7))
     sizes = losses = 0
-    for noisy, true in zip(minima, exact, strict=True):
-        assert noisy.params_interval is not None
-        assert noisy.loss_interval is not None
-        sizes += noisy.params_interval[0] <= true.params_active <= noisy.params_interval[1]
-        losses += noisy.loss_interval[0] <= true.loss <= noisy.loss_interval[1]
-    assert sizes >= 9  # of 12
-    assert losses >= 9
+    for seed in range(50):
+        for noisy, true in zip(isoflop_minima(study(noise=0.002, spread=0.7, seed=seed)), exact, strict=True):
+            assert noisy.params_interval is not None
+            assert noisy.loss_interval is not None
+            sizes += noisy.params_interval[0] <= true.params_active <= noisy.params_interval[1]
+            losses += noisy.loss_interval[0] <= true.loss <= noisy.loss_interval[1]
+    assert 510 <= sizes <= 570
+    assert 510 <= losses <= 570
 
 
 def test_minima_flag_edges_humps_and_too_few_sizes() -> None:

@@ -5,6 +5,7 @@ import pytest
 
 from isoflop import InputError
 from isoflop.laws import FORMS, fit
+from isoflop.laws._noise import spread, worth
 from isoflop.laws.profile import profile
 
 TRUTH = {"E": 1.6, "A": 300.0, "B": 900.0, "alpha": 0.31, "beta": 0.33}
@@ -52,7 +53,12 @@ def test_a_side_that_the_rows_do_not_bound_is_open() -> None:
     assert curve.interval[0] == 0.0
     assert curve.closed[1]
     pinned = fit(flat, pinned={"E": 1e-9})
-    assert 2 * (pinned.objective - found.objective) / curve.deviance.max() > 0
+    per_nat = worth(spread(found.residuals, found.n_free, found.huber_delta), found.huber_delta)
+    assert 0 <= 2 * (pinned.objective - found.objective) / per_nat < curve.threshold
+    assert curve.values[0] == 0.0
+    assert curve.objective[0] == pytest.approx(pinned.objective, rel=1e-5)
+    above = fit(flat, pinned={"E": 1.02 * curve.interval[1]})
+    assert 2 * (above.objective - found.objective) / per_nat > curve.threshold
     assert curve.to_dict()["closed"] == [False, True]
 
 
