@@ -9,6 +9,7 @@ from isoflop.nn.cache import KVCache
 from isoflop.nn.decoder import Decoder, DecoderOutput
 from isoflop.nn.depth import DepthRouter
 from isoflop.nn.feed_forward import FeedForward
+from isoflop.nn.mod import MoD
 from isoflop.nn.moe import MoE
 from isoflop.nn.retrofit import retrofit
 from isoflop.nn.router import Router, Routing
@@ -24,6 +25,7 @@ __all__ = [
     "ExpertStatistics",
     "FeedForward",
     "KVCache",
+    "MoD",
     "MoE",
     "Router",
     "Routing",

@@ -19,7 +19,7 @@ from isoflop.nn._init import gain, truncated_normal
 from isoflop.nn._memory import keep_freed_memory
 from isoflop.nn.attention import Attention
 from isoflop.nn.cache import CompactCache, KVCache
-from isoflop.nn.depth import UNSET, DepthRouter, Kept, give, take
+from isoflop.nn.depth import UNSET, DepthRouter, Kept, through
 from isoflop.nn.feed_forward import FeedForward
 from isoflop.nn.moe import MoE
 from isoflop.nn.rotary import rotary_tables
@@ -149,14 +149,14 @@ class Block(nn.Module):
         kept = self.choose(x_BTD, place)
         if kept.rows_M.numel() == 0:
             return x_BTD, None, kept.statistics
-        shape = x_BTD.shape
-        stream_ND, x_MD = take(x_BTD.reshape(-1, shape[-1]), kept.rows_M)
-        x_ACD = x_MD.view(*kept.places_AC.shape, shape[-1])
-        update_ACD, experts = self.update(x_ACD, kept, place)
-        update_MD = update_ACD.reshape(-1, shape[-1])
-        if kept.gates_M1 is not None:
-            update_MD = update_MD * kept.gates_M1.to(update_MD.dtype)
-        return give(stream_ND, kept.rows_M, update_MD).view(shape), experts, kept.statistics
+        experts_of: list[ExpertStatistics | None] = []
+
+        def update(x_ACD: Tensor) -> Tensor:
+            update_ACD, statistics = self.update(x_ACD, kept, place)
+            experts_of.append(statistics)
+            return update_ACD
+
+        return through(x_BTD, kept, update), experts_of[0], kept.statistics
 
     @property
     def routes_feed_forward_only(self) -> bool:

@@ -5,6 +5,7 @@ M = A·C kept rows, Q quantiles, P width of the predictor.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -296,6 +297,16 @@ def _uniform(draws_BT: Tensor, layer: int) -> Tensor:
 
 
 _MASK: Final = 2**63 - 1
+
+
+def through(x_BTD: Tensor, kept: Kept, update: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return x with what `update` gives for the kept tokens, [A, C, D] → [A, C, D], times the gate, added to them."""
+    shape = x_BTD.shape
+    stream_ND, x_MD = take(x_BTD.reshape(-1, shape[-1]), kept.rows_M)
+    update_MD = update(x_MD.view(*kept.places_AC.shape, shape[-1])).reshape(-1, shape[-1])
+    if kept.gates_M1 is not None:
+        update_MD = update_MD * kept.gates_M1.to(update_MD.dtype)
+    return give(stream_ND, kept.rows_M, update_MD).view(shape)
 
 
 def take(x_ND: Tensor, rows_M: Tensor) -> tuple[Tensor, Tensor]:
