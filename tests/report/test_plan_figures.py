@@ -126,6 +126,58 @@ def test_tokens_stop_at_the_limit():
     assert max(line.get_xdata().max() for line in axes["data"].lines) == pytest.approx(2e10, rel=1e-3)
 
 
+def longest(axes):
+    return max(axes.lines, key=lambda line: len(line.get_xdata()))
+
+
+@pytest.mark.parametrize("limits", [{"max_params_active": 3e8, "tokens_available": 5e10}, {"inference_tokens": 1e11}])
+def test_limits_hold_at_other_budgets_too(limits):
+    limited = plan(flops=1e21, law=LAW, **limits)
+    axes = panels(plan_figures.optimum_against_budget(limited, families_of(limited, LAW)))
+    for index in (4, 12, 24):
+        budget = longest(axes["tokens"]).get_xdata()[index]
+        best = plan(flops=budget, law=LAW, **limits).best
+        assert longest(axes["loss (nats/token)"]).get_ydata()[index] == pytest.approx(best.loss, abs=1e-3)
+        assert longest(axes["tokens"]).get_ydata()[index] == pytest.approx(best.tokens, rel=0.02)
+        assert longest(axes["granularity G"]).get_ydata()[index] == best.granularity
+
+
+def test_isoloss_shows_what_the_limits_leave():
+    limited = plan(flops=1e21, law=LAW, max_params_active=3e8, tokens_available=5e10)
+    (axes,) = plan_figures.isoloss(limited, families_of(limited, LAW)).axes
+    size, tokens = next(line.get_data() for line in axes.lines if len(line.get_xdata()) > 50)
+    assert tokens.max() == pytest.approx(5e10)
+    grey = axes.collections[-1].get_paths()[0].vertices[:, 0]
+    assert limited.best.params_active * 0.95 < grey.min() < limited.best.params_active * 1.1
+    assert grey.max() == pytest.approx(size.max())
+
+
+def test_laws_of_any_column_have_figures(tmp_path):
+    """Unique tokens, and the depth of integer models."""
+    repeated = plan(flops=1e20, law="muennighoff-2023", tokens_available=2e9, repeat=True)
+    write_plan_figures(repeated, "muennighoff-2023", tmp_path / "repeated")
+    family = families_of(repeated, "muennighoff-2023")[0]
+    columns = family.columns(np.array([repeated.best.params_active]))
+    assert family.loss(columns)[0] == pytest.approx(repeated.best.loss)
+
+    class Deep(laws.FORMS["chinchilla"].__class__):
+        columns = ("params_total", "tokens", "n_layers")
+
+        def terms(self, x, theta):
+            found = super().terms(x, theta)
+            return {**found, "A": found["A"] * np.exp(-0.05 * x["n_layers"])}
+
+    values = {"E": 1.5, "A": 300.0, "B": 800.0, "alpha": 0.33, "beta": 0.3}
+    law = laws.Law(name="deep", form=Deep(), parameters=values, source="made up", convention="exact")
+    deep = plan(flops=1e15, law=law, templates=[DENSE, MOE[1]])
+    write_plan_figures(deep, law, tmp_path / "deep")
+    for row in deep.table[:3]:
+        family = next(f for f in families_of(deep, law) if f.row.architecture == row.architecture)
+        columns = family.columns(np.array([row.params_active]))
+        assert columns["n_layers"][0] == pytest.approx(row.n_layers, rel=0.3)
+        assert family.loss(columns)[0] == pytest.approx(row.loss, rel=0.01)
+
+
 def test_the_contour_of_the_best_loss_touches_the_budget_line(published):
     figure = plan_figures.isoloss(published, families_of(published, LAW))
     (axes,) = figure.axes

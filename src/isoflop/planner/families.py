@@ -150,10 +150,13 @@ class ContinuousFamily:
         )
 
     def _columns(self, sizes: np.ndarray, problem: Problem) -> Columns:
-        columns = self.costs(sizes)
-        found = {**problem.spend(columns, whole=False), "d_expert": columns["d_expert"]}
+        return problem.spend(self.sized(sizes, problem), whole=False)
+
+    def sized(self, sizes: np.ndarray, problem: Problem) -> Columns:
+        """All columns that do not depend on the budget: `costs`, the time of a token and the memory."""
+        found = self.costs(sizes)
         if problem.bandwidth is not None:
-            d_model, n_layers = columns["d_model"], columns["n_layers"]
+            d_model, n_layers = found["d_model"], found["n_layers"]
             weights = sizes + self.template.vocab_size * d_model * (not counts_embedding(self.law))
             weights = weights + (d_model * n_layers * self.n_experts if self.n_experts > 1 else 0)
             cache = 2 * n_layers * d_model * self.template.context
@@ -285,12 +288,15 @@ class LadderFamily:
         }
 
     def _columns(self, specs: Sequence[DecoderSpec], problem: Problem) -> Columns:
-        costs = self._costs(specs)
-        found = {**problem.spend(costs, whole=True), "d_expert": costs["d_expert"]}
+        return problem.spend(self.counted(specs, problem), whole=True)
+
+    def counted(self, specs: Sequence[DecoderSpec], problem: Problem) -> Columns:
+        """All columns of models of the template that do not depend on the budget, counted exactly."""
+        found = self._costs(specs)
         if problem.bandwidth is not None:
             heads = np.array([spec.attention.kv_heads * spec.attention.head_dim for spec in specs], dtype=float)
-            cache = 2 * costs["n_layers"] * heads * self.template.context
-            weights = costs["params_active"] + self.template.vocab_size * costs["d_model"]
+            cache = 2 * found["n_layers"] * heads * self.template.context
+            weights = found["params_active"] + self.template.vocab_size * found["d_model"]
             found["decode_ms"] = (weights + cache) * _READ / problem.bandwidth * 1e3
         if problem.needs_memory:
             found["memory_bytes"] = np.array([memory_per_device(spec, **problem.memory_settings) for spec in specs])

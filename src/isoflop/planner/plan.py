@@ -151,6 +151,8 @@ def plan(
         timed=timed,
         other_best=other,
         against_dense=_against_dense(families, rows, problem),
+        problem=problem,
+        families=tuple(families),
     )
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Final
 
 import numpy as np
 
@@ -11,6 +12,8 @@ from isoflop.planner.hardware import Machine
 from isoflop.planner.speed import SpeedTable
 
 Columns = dict[str, np.ndarray]
+
+_COSTS: Final = frozenset({"training_flops_per_token", "inference_flops_per_token", "expert_share"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,32 +59,43 @@ class Problem:
             "expert_parallel": limits.expert_parallel or 1,
         }
 
-    def spend(self, columns: Columns, *, whole: bool) -> Columns:
+    def spend(self, columns: Columns, *, whole: bool, flops: np.ndarray | None = None) -> Columns:
         """The columns with tokens that the budget buys, what they are worth, and FLOPs.
 
         Args:
             columns: hold training_flops_per_token, inference_flops_per_token, expert_share (of the FLOPs) and d_expert.
             whole: whether tokens are rounded down to whole ones.
+            flops: other budgets, broadcast with the columns.
         """
+        budget = self.flops if flops is None else flops
+        if self.timed:
+            budget = budget / self._slowdown(columns)
+        left = budget - self._serving(columns)
+        tokens = np.minimum(left / columns["training_flops_per_token"], self.constraints.most_tokens)
+        return self.trained(columns, np.maximum(np.floor(tokens) if whole else tokens, 0.0))
+
+    def trained(self, columns: Columns, tokens: np.ndarray) -> Columns:
+        """The columns (see spend) with these tokens, repetitions counted, what they are worth, and FLOPs."""
         limits = self.constraints
-        columns = dict(columns)
-        training = columns.pop("training_flops_per_token")
-        serving = columns.pop("inference_flops_per_token") * (limits.inference_tokens or 0.0)
-        share, d_expert = columns.pop("expert_share"), columns.pop("d_expert")
-        slowdown = np.ones_like(training) if self.speed is None else self.speed.slowdown(d_expert, share)
-        budget = self.flops / slowdown if self.timed else self.flops
-        tokens = np.minimum((budget - serving) / training, limits.most_tokens)
-        tokens = np.maximum(np.floor(tokens) if whole else tokens, 0.0)
         unique = np.minimum(tokens, np.inf if limits.tokens_available is None else limits.tokens_available)
+        flops = tokens * columns["training_flops_per_token"]
         return {
-            **columns,
+            **{name: values for name, values in columns.items() if name not in _COSTS},
             "tokens": tokens,
             "unique_tokens": unique,
             "tokens_effective": worth(tokens, unique) if limits.repeat else tokens,
-            "flops": tokens * training,
-            "lifetime_flops": tokens * training + serving,
-            "slowdown": slowdown,
+            "flops": flops,
+            "lifetime_flops": flops + self._serving(columns),
+            "slowdown": self._slowdown(columns),
         }
+
+    def _serving(self, columns: Columns) -> np.ndarray:
+        return np.asarray(columns["inference_flops_per_token"] * (self.constraints.inference_tokens or 0.0))
+
+    def _slowdown(self, columns: Columns) -> np.ndarray:
+        if self.speed is None:
+            return np.ones_like(columns["expert_share"])
+        return self.speed.slowdown(columns["d_expert"], columns["expert_share"])
 
 
 def worth(tokens: np.ndarray, unique: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,10 @@ from isoflop.planner.ladder import nearest
 from isoflop.planner.template import Template
 from isoflop.planner.versus import DenseComparison
 from isoflop.spec import DecoderSpec, spec_to_dict
+
+if TYPE_CHECKING:
+    from isoflop.planner.families import Family
+    from isoflop.planner.problem import Problem
 
 _INTERNAL = ("template", "model", "with_embedding", "spec", "expense")
 
@@ -135,6 +139,10 @@ class Plan:
     in FLOPs of a model without experts)."""
     against_dense: DenseComparison | None = None
     """Best MoE against the dense family, where both have a law."""
+    problem: "Problem | None" = field(repr=False, default=None)
+    """What was asked of every family."""
+    families: "tuple[Family, ...]" = field(repr=False, default=())
+    """What was chosen from."""
 
     @property
     def best(self) -> PlanRow:

@@ -92,10 +92,9 @@ def loss_against_choices(plan: Plan, families: Sequence[PlanFamily], *, width: f
         curve = curves[family.row.architecture]
         seen = np.isfinite(curve.loss) & (curve.loss <= top)
         size, loss = curve.params_active[seen], curve.loss[seen]
-        tokens = np.minimum(family.columns(size, flops=plan.flops)["tokens"], _most_tokens(plan))
-        lines[family.row.architecture] = (size, tokens, loss)
+        lines[family.row.architecture] = (size, family.columns(size)["tokens"], loss)
     best = lines[plan.best.architecture]
-    band = _band(shown[0], best, plan.flops)
+    band = _band(shown[0], best)
     highest = top
     if band is not None:
         bottom = min(bottom, float(band[0].min()))
@@ -129,7 +128,10 @@ def loss_against_choices(plan: Plan, families: Sequence[PlanFamily], *, width: f
 
 
 def isoloss(plan: Plan, families: Sequence[PlanFamily], *, width: float = WIDE) -> "Figure":
-    """Contours of equal predicted loss over size and tokens for the best architecture, and what the budget affords."""
+    """Contours of equal predicted loss over size and tokens for the best architecture, and what the budget affords.
+
+    The line of the budget is flat where the text ends; sizes that a limit forbids are grey.
+    """
     family, best = families[0], plan.best
     look = _looks([family])[best.architecture]
     figure, (axes,) = grid(1, width=width, panel_height=4.6)
@@ -139,7 +141,8 @@ def isoloss(plan: Plan, families: Sequence[PlanFamily], *, width: float = WIDE) 
     log_axis(axes, "y", [tokens[0], tokens[-1]], margin=0.0)
     size_AB, tokens_AB = np.meshgrid(size, tokens)
     loss = family.loss(family.columns(size_AB, tokens=tokens_AB))
-    affordable = family.columns(size, flops=plan.flops)["tokens"]
+    bought = family.columns(size)
+    affordable, allowed = bought["tokens"], family.allowed(bought)
     levels = _levels(loss, best.loss)
     lines = axes.contour(size_AB, tokens_AB, loss, levels=levels, colors=LIGHT["muted"], linewidths=1.0)
     lines.set_linewidth([1.8 if level == best.loss else 0.9 for level in levels])
@@ -150,6 +153,9 @@ def isoloss(plan: Plan, families: Sequence[PlanFamily], *, width: float = WIDE) 
             text.set_color(LIGHT["ink"])
     axes.plot(size, affordable, zorder=3, **(look.line | {"linewidth": 2.0, "linestyle": "solid"}))
     axes.fill_between(size, affordable, tokens[-1] * 2, color=look.color, alpha=0.07, linewidth=0, zorder=0)
+    beyond: dict[str, Any] = {"color": LIGHT["muted"], "alpha": 0.25}
+    if not allowed.all():
+        axes.fill_between(size, tokens[0] / 2, tokens[-1] * 2, where=~allowed, linewidth=0, zorder=1, **beyond)
     _star(axes, best.params_active, best.tokens)
     axes.set_xlim(size[0], size[-1])
     axes.set_ylim(tokens[0], tokens[-1])
@@ -162,6 +168,7 @@ def isoloss(plan: Plan, families: Sequence[PlanFamily], *, width: float = WIDE) 
         [
             (f"{flops(plan.flops)} FLOPs of {best.architecture} (shaded: beyond)", budget),
             ("equal loss (nats/token)", contour),
+            *([] if allowed.all() else [("sizes beyond the limits", beyond | {"linewidth": 7.0})]),
             ("best", _STAR),
         ],
     )
@@ -169,18 +176,25 @@ def isoloss(plan: Plan, families: Sequence[PlanFamily], *, width: float = WIDE) 
 
 
 def optimum_against_budget(plan: Plan, families: Sequence[PlanFamily], *, width: float = WIDE) -> "Figure":
-    """What budgets around the plan's would best be spent on, without the plan's limits: loss, size, tokens, G and E.
+    """What budgets around the plan's would best be spent on, within the plan's limits: loss, size, tokens, G and E.
 
-    Each budget has the best of the plan's architectures. Bands are 90% intervals over the draws of the fits: of the
-    loss as a prediction of one run, of size and tokens for the plan's best architecture, of G and E over what each
-    draw finds best. The upright line is the plan's budget.
+    Each budget has the best of the plan's architectures; one that buys nothing has none. Bands are 90% intervals over
+    the draws of the fits: of the loss as a prediction of one run, of size and tokens for the plan's best architecture,
+    of G and E over what each draw finds best. The upright line is the plan's budget.
     """
     budgets = plan.flops * np.geomspace(1 / _REACH[0], _REACH[1], _BUDGETS)
     sizes = np.stack([family.optimum(budgets) for family in families])
     columns = [family.columns(size, flops=budgets) for family, size in zip(families, sizes, strict=True)]
-    loss = np.stack([family.loss(each) for family, each in zip(families, columns, strict=True)])
+    loss = np.stack(
+        [
+            np.where(family.allowed(each), family.loss(each), np.inf)
+            for family, each in zip(families, columns, strict=True)
+        ]
+    )
+    bought = np.isfinite(loss).any(axis=0)
+    budgets, columns, loss = _at(bought, budgets, columns, loss)
     best = np.argmin(loss, axis=0)
-    at = np.arange(_BUDGETS)
+    at = np.arange(len(budgets))
 
     def of_best(name: str) -> np.ndarray:
         return np.array([columns[a][name][i] for i, a in enumerate(best)])
@@ -193,7 +207,7 @@ def optimum_against_budget(plan: Plan, families: Sequence[PlanFamily], *, width:
     ]
     figure, panels = grid(len(panels_of), width=width, panel_height=2.7, most=3)
     color = LIGHT["accent"]
-    bands = _bands(families, columns, budgets, best)
+    bands = _bands(families, columns, budgets, loss)
     for axes, (name, label) in zip(panels, panels_of, strict=True):
         values = loss[best, at] if name == "loss" else of_best(name)
         band = bands.get(name)
@@ -293,14 +307,6 @@ def _looks(families: Sequence[PlanFamily]) -> dict[str, Look]:
     )
 
 
-def _most_tokens(plan: Plan) -> float:
-    """Tokens that the plan's limit on them leaves, where it costs anything: rows then stop at one number."""
-    most = max(row.tokens for row in plan.table)
-    at_most = [row for row in plan.table if row.tokens > most * 0.995]
-    bound = len(at_most) > 1 or any(row.flops < 0.98 * plan.flops for row in at_most)
-    return most if bound and plan.constraint_costs.get("tokens_available", 0.0) > 0 else np.inf
-
-
 def _apart(looks: Mapping[str, Look]) -> dict[str, Look]:
     """The looks with dashes by rank, since neighbouring granularities have similar colours; dense stays solid."""
     return {
@@ -309,13 +315,11 @@ def _apart(looks: Mapping[str, Look]) -> dict[str, Look]:
     }
 
 
-def _band(
-    family: PlanFamily, line: tuple[np.ndarray, np.ndarray, np.ndarray], budget: float
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """The interval along a line of the plan, which may lie above the law's where a limit holds tokens back."""
+def _band(family: PlanFamily, line: tuple[np.ndarray, np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray] | None:
+    """The interval along a line of the plan, whose integer models lie beside the trend through them."""
     size, _, loss = line
     few = np.unique(np.linspace(0, len(size) - 1, _BUDGETS).astype(int))  # between them its ends are straight lines
-    columns = family.columns(size[few], flops=budget)
+    columns = family.columns(size[few])
     interval = family.interval(columns)
     if interval is None:
         return None
@@ -372,12 +376,21 @@ def _whole(axes: "Axes", plan: Plan, families: Sequence[PlanFamily], name: str) 
     axes.margins(y=0.12)
 
 
+def _at(
+    kept: np.ndarray, budgets: np.ndarray, columns: Sequence[Mapping[str, np.ndarray]], loss: np.ndarray
+) -> tuple[np.ndarray, list[dict[str, np.ndarray]], np.ndarray]:
+    """The budgets that are kept, and what belongs to them."""
+    some = [{name: values[kept] for name, values in each.items()} for each in columns]
+    return budgets[kept], some, loss[:, kept]
+
+
 def _bands(
-    families: Sequence[PlanFamily], columns: Sequence[Mapping[str, np.ndarray]], budgets: np.ndarray, best: np.ndarray
+    families: Sequence[PlanFamily], columns: Sequence[Mapping[str, np.ndarray]], budgets: np.ndarray, loss: np.ndarray
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """90% bands by panel; none where a law comes without its uncertainty."""
+    """90% bands by panel; none where a law comes without its uncertainty. An infinite loss is not allowed."""
     if any(family.fit is None for family in families):
         return {}
+    best = np.argmin(loss, axis=0)
     found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     both = [family.interval(dict(each)) for family, each in zip(families, columns, strict=True)]
     found["loss"] = tuple(  # type: ignore[assignment]
@@ -390,6 +403,7 @@ def _bands(
     thin = [family.thinned(_DRAWS) for family in families]
     fewest = min(family.n_draws for family in thin)
     drawn = np.stack([family.draws(dict(each))[:fewest] for family, each in zip(thin, columns, strict=True)])
+    drawn = np.where(np.isfinite(loss)[:, None], drawn, np.inf)
     ahead = drawn.min(axis=0) < np.take_along_axis(drawn, best[None, None], axis=0)[0] - _TIE
     winner = np.where(ahead, np.argmin(drawn, axis=0), best)
     for name in ("granularity", "expansion_rate"):
