@@ -134,6 +134,40 @@ def test_the_smallest_feasible_cap_that_an_error_names_is_feasible(fits):
     assert plan(flops=1e14, law=fits, templates=[DENSE], max_params_total=least).best.params_total == least
 
 
+def test_rows_that_cannot_be_told_from_the_best_are_named(fits):
+    found = plan(flops=1e14, law=fits, templates=[DENSE, *MOE])
+    leaders = {row.architecture: row for row in reversed(found.table)}
+    best = found.best
+    law = fits["moe-e8"]
+
+    def drawn(row):
+        name = "dense" if row.architecture == "dense" else "moe-e8"
+        columns = {"params_total": row.params_total, "tokens": row.tokens, "granularity": row.granularity}
+        return fits[name].predict_draws(columns)[:, 0]
+
+    tied = {
+        name
+        for name, row in leaders.items()
+        if name != best.architecture and np.quantile(drawn(row) - drawn(best), 0.05) <= 0
+    }
+    assert set(found.ties) == tied
+    assert "dense" not in tied
+    told = next(note for note in found.notes if "at the 90% level" in note)
+    assert all(name in told for name in (*tied, best.architecture))
+    loose = {name: replace(fit, draws=_widened(fit)) for name, fit in fits.items()}
+    unsure = plan(flops=1e14, law=loose, templates=[DENSE, *MOE])
+    assert set(unsure.ties) == leaders.keys() - {best.architecture}
+    assert unsure.to_dict()["ties"] == list(unsure.ties)
+    assert plan(flops=1e14, law={**fits, "moe-e8": replace(law, draws={})}, templates=[DENSE, *MOE]).ties is None
+
+
+def _widened(fit):
+    """Draws so far from each other that they order nothing."""
+    rng = np.random.default_rng(0)
+    sizes = {name: rng.uniform(0.5, 2.0, len(values)) for name, values in fit.draws.items()}
+    return {name: values * sizes[name] for name, values in fit.draws.items()}
+
+
 def test_curves_hold_the_rows(fits):
     found = plan(flops=1e14, law=fits, templates=[DENSE, *MOE])
     assert found.curves[0].architecture == found.best.architecture

@@ -336,6 +336,8 @@ def _rows(
     if len(loss) and knows_uncertainty(family.law):
         low, high = family.law.predict_interval(law_columns(family.law, columns), level=problem.level)
         intervals = [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
+    read = law_columns(family.law, columns)
+    reads = constants(family.law).form.columns
     router = family.template.experts.router.kind if family.template.experts else "none"
     rows = []
     for index, model in enumerate(models):
@@ -357,6 +359,7 @@ def _rows(
                 expense=expense,
                 template=family.template,
                 model=model,
+                read={name: float(read[name][index]) for name in reads},
                 with_embedding=model is None and counts_embedding(family.law),
             )
         )

@@ -1,6 +1,6 @@
 """What a law says of candidates, whose columns are counted once and read as each law means them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final, TypeGuard
 
 import numpy as np
@@ -77,6 +77,11 @@ def predict(law: LossLaw, columns: Columns) -> np.ndarray:
     read = law_columns(law, columns)
     law = constants(law)
     return law.form.predict(read, law.parameters)
+
+
+def draws(law: Fit, read: Mapping[str, float]) -> np.ndarray:
+    """Loss [B] of one candidate under every draw of the fit, from what the law reads of it."""
+    return law.form.predict({name: np.asarray(value) for name, value in read.items()}, law.draws)
 
 
 def law_columns(law: LossLaw, columns: Columns) -> Columns:

@@ -5,8 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final, Unpack
 
+import numpy as np
+
 from isoflop.errors import InputError
-from isoflop.laws import Fit, exponent
+from isoflop.laws import exponent
+from isoflop.planner._sentences import CONTEXT, VOCAB_SIZE, assumed, idle, of_limits, told_apart, warnings_of
 from isoflop.planner.candidates import (
     agreed_convention,
     continuous_families,
@@ -19,15 +22,12 @@ from isoflop.planner.continuous import CONVENTIONS
 from isoflop.planner.families import ContinuousFamily, Family
 from isoflop.planner.hardware import Machine
 from isoflop.planner.ladder import SPACING
-from isoflop.planner.losses import LossLaw, beyond_runs, constants, knows_uncertainty
+from isoflop.planner.losses import LossLaw, draws, knows_uncertainty
 from isoflop.planner.problem import Problem
 from isoflop.planner.result import Curve, Plan, PlanRow
 from isoflop.planner.speed import SpeedTable
 from isoflop.planner.template import Template
 from isoflop.planner.versus import DenseComparison, compare_with_dense
-
-_VOCAB_SIZE: Final = 50257
-_CONTEXT: Final = 1024
 
 _GPU_MULTIPLE: Final = 64
 """Widths of models for a GPU are multiples of this unless told otherwise, where no template says what they are like."""
@@ -118,14 +118,14 @@ def plan(
             laws, convention, templates, granularities, expansion_rates, spacing, multiple, head_dim
         )
     else:
-        notes += _assumed(vocab_size, context, problem)
+        notes += assumed(vocab_size, context, problem)
         families = continuous_families(
             laws,
             convention,
             granularities,
             expansion_rates,
-            vocab_size=_VOCAB_SIZE if vocab_size is None else vocab_size,
-            context=_CONTEXT if context is None else context,
+            vocab_size=VOCAB_SIZE if vocab_size is None else vocab_size,
+            context=CONTEXT if context is None else context,
             multiple=multiple,
             head_dim=head_dim,
         )
@@ -138,14 +138,18 @@ def plan(
         other = compared[0] if compared else None
         notes.append(speed.note)
     models = _models(families, rows, problem)
+    ties = _ties(families, rows, problem)
+    if ties is not None:
+        notes.append(told_apart(rows, ties, level))
     return Plan(
         flops=flops,
         convention=convention,
         table=tuple(rows),
         curves=tuple(curves),
         constraint_costs=_costs(families, problem, rows[0].loss),
-        warnings=(*_warnings(families, rows, models, problem), *left_out, *_idle(laws, families)),
-        notes=(*notes, *_notes(constraints, problem)),
+        warnings=(*warnings_of(families, rows, models, problem), *left_out, *idle(laws, families)),
+        notes=(*notes, *of_limits(constraints, problem)),
+        ties=ties,
         models=models,
         machine=machine,
         timed=timed,
@@ -223,6 +227,30 @@ def _models(families: Sequence[Family], rows: Sequence[PlanRow], problem: Proble
     return tuple(sorted(found, key=lambda row: row.loss))
 
 
+def _ties(families: Sequence[Family], rows: Sequence[PlanRow], problem: Problem) -> tuple[str, ...] | None:
+    """Architectures whose best row may be as good as the best of all; None if there is one, or a law without draws.
+
+    Draw i of one row is set against draw i of the other: exact within a law, and where laws share their resamples; laws
+    of other runs are independent, and so are their draws.
+    """
+    laws = {family.name: family.law for family in families}
+    leaders: dict[str, PlanRow] = {}
+    for row in rows:
+        leaders.setdefault(row.architecture, row)
+    drawn = []
+    for row in leaders.values():
+        law = laws[row.architecture]
+        if not knows_uncertainty(law):
+            return None
+        drawn.append(draws(law, row.read))
+    if len(drawn) < 2:
+        return None
+    count = min(map(len, drawn))
+    low = (1 - problem.level) / 2
+    behind = [np.quantile(each[:count] - drawn[0][:count], low) for each in drawn[1:]]
+    return tuple(name for name, least in zip(list(leaders)[1:], behind, strict=True) if least <= 0)
+
+
 def _against_dense(families: Sequence[Family], rows: Sequence[PlanRow], problem: Problem) -> DenseComparison | None:
     """The best MoE family against the dense one, if both are there."""
     known = {family.name: family for family in families}
@@ -251,113 +279,3 @@ def _nothing_left(families: Sequence[Family], problem: Problem) -> InputError:
         )
     bounds = {name: min(each[name] for each in least) for name in least[0]}
     return problem.constraints.explain_nothing_left(bounds, {float(family.n_experts) for family in families})
-
-
-def _assumed(vocab_size: int | None, context: int | None, problem: Problem) -> list[str]:
-    """What stands in for arguments that continuous shapes can do without, and what it touches."""
-    defaults = [("vocab_size", vocab_size, _VOCAB_SIZE), ("context", context, _CONTEXT)]
-    assumed = [f"{name} {default}" for name, given, default in defaults if given is None]
-    if not assumed:
-        return []
-    limits = problem.constraints
-    depends = limits.memory_per_device is not None or limits.max_decode_ms is not None
-    return [
-        f"{' and '.join(assumed)} {'are defaults' if len(assumed) > 1 else 'is a default'}: the spec of the best model "
-        + ("and its memory depend on them." if depends else "has them, the ranking does not depend on them.")
-    ]
-
-
-def _notes(limits: Constraints, problem: Problem) -> list[str]:
-    """What the limits that were given mean."""
-    found = []
-    if limits.repeat:
-        found.append(
-            "tokens beyond one epoch repeat: D of U distinct ones count as "
-            "U + U·R(1 − exp(−(D/U − 1)/R)), R = 15.4 (arXiv 2305.16264); that law's other half, which discounts "
-            "parameters beyond what U tokens would want, is not in it."
-        )
-    if limits.memory_per_device is not None:
-        sharded = f"sharded over {problem.devices} devices" if problem.devices > 1 else "on one device"
-        checkpointed = "with" if limits.activation_checkpointing else "without"
-        found.append(
-            f"memory: float32 weights, gradients and AdamW {sharded}, bf16 copies at work, activations and logits of "
-            f"{limits.micro_batch} sequence{'s' if limits.micro_batch > 1 else ''} a device, {checkpointed} activation "
-            "checkpointing; nothing for fragmentation or communication buffers."
-        )
-    if limits.inference_tokens is not None:
-        found.append(
-            f"the budget pays the forward FLOPs of {limits.inference_tokens:g} served tokens as well as "
-            "training; energy and price are those of training alone."
-        )
-    if limits.max_decode_ms is not None:
-        found.append(
-            "decoding: one sequence on one device, which reads active weights, head and a full KV cache in 2-byte "
-            "numbers at its peak bandwidth for each token; real decoding is slower."
-        )
-    return found
-
-
-def _idle(laws: Mapping[str, LossLaw], families: Sequence[Family]) -> list[str]:
-    """Which laws no candidate takes."""
-    used = {id(family.law) for family in families}
-    idle = [label for label, law in laws.items() if id(law) not in used]
-    if not idle:
-        return []
-    return [f"No candidate takes law {', '.join(idle)}: no architecture here is one that it alone holds for."]
-
-
-def _doubts(families: Sequence[Family], rows: Sequence[PlanRow]) -> list[str]:
-    """Which of the fits behind the rows are not to be trusted, the best row's first."""
-    laws = {family.name: family.law for family in families}
-    found: dict[tuple[str, str], list[str]] = {}
-    for name in dict.fromkeys(row.architecture for row in rows):
-        law = laws[name]
-        if isinstance(law, Fit) and law.status != "converged":
-            found.setdefault((law.status, law.message), []).append(name)
-    return [
-        f"The law behind {', '.join(names)} has status {status}: {message.rstrip('.')}."
-        for (status, message), names in found.items()
-    ]
-
-
-def _warnings(
-    families: Sequence[Family], rows: Sequence[PlanRow], models: Sequence[PlanRow], problem: Problem
-) -> list[str]:
-    """What the predictions cannot promise: doubtful fits of all rows first, then the best row's own limits."""
-    best, flops = rows[0], problem.flops
-    family = next(family for family in families if family.name == best.architecture)
-    law = constants(family.law)
-    sentences = _doubts(families, rows)
-    guessing = math.log(best.template.vocab_size)
-    if best.loss > guessing:
-        sentences.append(
-            f"The predicted loss {best.loss:.3g} is worse than guessing among {best.template.vocab_size} tokens, which "
-            f"has {guessing:.3g}: a budget of {exponent(flops)} FLOPs is too small for law {law.name}."
-        )
-    by_name = {each.name: each.law for each in families}
-    leaders = {row.architecture: row for row in rows}.values()
-    sentences += beyond_runs(
-        (by_name[row.architecture], column, float(getattr(row, column)))
-        for row in leaders
-        for column in ("granularity", "expansion_rate")
-        if column == "expansion_rate" or row.n_experts > 1
-    )
-    if isinstance(family.law, Fit) and not knows_uncertainty(family.law):
-        sentences.append("The fit has no bootstrap draws, or no more rows than parameters: no prediction interval.")
-    asked = replace(law, warnings=[])
-    asked.predict({name: [value] for name, value in best.to_dict().items() if isinstance(value, (int, float))})
-    sentences += asked.warnings
-    spent = best.lifetime_flops * (best.slowdown if problem.timed else 1)
-    if spent < 0.98 * flops:
-        seen = "" if problem.constraints.repeat else ", seen once,"
-        sentences.append(
-            f"Only {exponent(spent)} of {exponent(flops)} FLOPs are spent: the available tokens{seen} last no longer."
-        )
-    if best.model is None and not any(row.architecture == best.architecture for row in models):
-        instead = f"the spec is one of {models[0].architecture}" if models else "there is no spec"
-        sentences.append(f"No model of {best.architecture} that can be built fits the limits: {instead}.")
-    solved = {row.architecture for row in rows}
-    missing = [family.name for family in families if family.name not in solved]
-    if missing:
-        sentences.append(f"No model of {', '.join(missing)} fits the budget and its limits.")
-    return sentences

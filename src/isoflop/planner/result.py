@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from isoflop.planner.families import Family
     from isoflop.planner.problem import Problem
 
-_INTERNAL = ("template", "model", "with_embedding", "spec", "expense")
+_INTERNAL = ("template", "model", "with_embedding", "read", "spec", "expense")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +72,8 @@ class PlanRow:
     """The family that the row belongs to."""
     model: DecoderSpec | None = field(repr=False)
     """The very model that the columns count; None with continuous shapes."""
+    read: Mapping[str, float] = field(repr=False)
+    """What the law reads of it, as the law means it."""
     with_embedding: bool = field(repr=False, default=False)
     """Whether parameters of a continuous shape hold embedding and head."""
 
@@ -128,6 +130,9 @@ class Plan:
     """Sentences about what the prediction cannot promise, doubtful fits first."""
     notes: tuple[str, ...] = ()
     """Sentences about what was assumed."""
+    ties: tuple[str, ...] | None = None
+    """Architectures that cannot be told from the best one: the interval of the difference of their best rows' expected
+    losses, over the draws of the laws, holds 0. None where a law comes without draws."""
     models: tuple[PlanRow, ...] = ()
     """For continuous shapes: integer models near the best rows, counted exactly and within the limits, best first."""
     machine: Machine | None = None
@@ -212,6 +217,7 @@ class Plan:
                 "rows": len(self.near_optimal(within)),
                 "params_active": {name: list(sizes) for name, sizes in self.sizes_within(within).items()},
             },
+            "ties": None if self.ties is None else list(self.ties),
             "constraint_costs": dict(self.constraint_costs),
             "warnings": list(self.warnings),
             "notes": list(self.notes),

@@ -1,0 +1,140 @@
+"""What a plan says in sentences: what was assumed, what its limits mean, and what its predictions cannot promise."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Final
+
+from isoflop.laws import Fit, exponent
+from isoflop.planner.constraints import Constraints
+from isoflop.planner.families import Family
+from isoflop.planner.losses import LossLaw, beyond_runs, constants, knows_uncertainty
+from isoflop.planner.problem import Problem
+from isoflop.planner.result import PlanRow
+
+VOCAB_SIZE: Final = 50257
+"""Of models near continuous shapes, unless told otherwise."""
+
+CONTEXT: Final = 1024
+"""Likewise."""
+
+
+def assumed(vocab_size: int | None, context: int | None, problem: Problem) -> list[str]:
+    """What stands in for arguments that continuous shapes can do without, and what it touches."""
+    defaults = [("vocab_size", vocab_size, VOCAB_SIZE), ("context", context, CONTEXT)]
+    stood_in = [f"{name} {default}" for name, given, default in defaults if given is None]
+    if not stood_in:
+        return []
+    limits = problem.constraints
+    depends = limits.memory_per_device is not None or limits.max_decode_ms is not None
+    return [
+        f"{' and '.join(stood_in)} {'are defaults' if len(stood_in) > 1 else 'is a default'}: the spec of the best model "
+        + ("and its memory depend on them." if depends else "has them, the ranking does not depend on them.")
+    ]
+
+
+def of_limits(limits: Constraints, problem: Problem) -> list[str]:
+    """What the limits that were given mean."""
+    found = []
+    if limits.repeat:
+        found.append(
+            "tokens beyond one epoch repeat: D of U distinct ones count as "
+            "U + U·R(1 − exp(−(D/U − 1)/R)), R = 15.4 (arXiv 2305.16264); that law's other half, which discounts "
+            "parameters beyond what U tokens would want, is not in it."
+        )
+    if limits.memory_per_device is not None:
+        sharded = f"sharded over {problem.devices} devices" if problem.devices > 1 else "on one device"
+        checkpointed = "with" if limits.activation_checkpointing else "without"
+        found.append(
+            f"memory: float32 weights, gradients and AdamW {sharded}, bf16 copies at work, activations and logits of "
+            f"{limits.micro_batch} sequence{'s' if limits.micro_batch > 1 else ''} a device, {checkpointed} activation "
+            "checkpointing; nothing for fragmentation or communication buffers."
+        )
+    if limits.inference_tokens is not None:
+        found.append(
+            f"the budget pays the forward FLOPs of {limits.inference_tokens:g} served tokens as well as "
+            "training; energy and price are those of training alone."
+        )
+    if limits.max_decode_ms is not None:
+        found.append(
+            "decoding: one sequence on one device, which reads active weights, head and a full KV cache in 2-byte "
+            "numbers at its peak bandwidth for each token; real decoding is slower."
+        )
+    return found
+
+
+def told_apart(rows: Sequence[PlanRow], ties: Sequence[str], level: float) -> str:
+    """How sure the ranking is, from the architectures that may be as good as the best."""
+    best = rows[0].architecture
+    if not ties:
+        return f"{best} is told from every other architecture at the {level:.0%} level."
+    return (
+        f"{', '.join(ties)} cannot be told from {best} at the {level:.0%} level: the law's interval of the difference "
+        "of their losses holds 0."
+    )
+
+
+def idle(laws: Mapping[str, LossLaw], families: Sequence[Family]) -> list[str]:
+    """Which laws no candidate takes."""
+    used = {id(family.law) for family in families}
+    left = [label for label, law in laws.items() if id(law) not in used]
+    return (
+        [f"No candidate takes law {', '.join(left)}: none is an architecture that it alone holds for."] if left else []
+    )
+
+
+def _doubts(families: Sequence[Family], rows: Sequence[PlanRow]) -> list[str]:
+    """Which of the fits behind the rows are not to be trusted, the best row's first."""
+    laws = {family.name: family.law for family in families}
+    found: dict[tuple[str, str], list[str]] = {}
+    for name in dict.fromkeys(row.architecture for row in rows):
+        law = laws[name]
+        if isinstance(law, Fit) and law.status != "converged":
+            found.setdefault((law.status, law.message), []).append(name)
+    return [
+        f"The law behind {', '.join(names)} has status {status}: {message.rstrip('.')}."
+        for (status, message), names in found.items()
+    ]
+
+
+def warnings_of(
+    families: Sequence[Family], rows: Sequence[PlanRow], models: Sequence[PlanRow], problem: Problem
+) -> list[str]:
+    """What the predictions cannot promise: doubtful fits of all rows first, then the best row's own limits."""
+    best, flops = rows[0], problem.flops
+    family = next(family for family in families if family.name == best.architecture)
+    law = constants(family.law)
+    sentences = _doubts(families, rows)
+    guessing = math.log(best.template.vocab_size)
+    if best.loss > guessing:
+        sentences.append(
+            f"The predicted loss {best.loss:.3g} is worse than guessing among {best.template.vocab_size} tokens, which "
+            f"has {guessing:.3g}: a budget of {exponent(flops)} FLOPs is too small for law {law.name}."
+        )
+    by_name = {each.name: each.law for each in families}
+    leaders = {row.architecture: row for row in rows}.values()
+    sentences += beyond_runs(
+        (by_name[row.architecture], column, float(getattr(row, column)))
+        for row in leaders
+        for column in ("granularity", "expansion_rate")
+        if column == "expansion_rate" or row.n_experts > 1
+    )
+    if isinstance(family.law, Fit) and not knows_uncertainty(family.law):
+        sentences.append("The fit has no bootstrap draws, or no more rows than parameters: no prediction interval.")
+    asked = replace(law, warnings=[])
+    asked.predict({name: [value] for name, value in best.to_dict().items() if isinstance(value, (int, float))})
+    sentences += asked.warnings
+    spent = best.lifetime_flops * (best.slowdown if problem.timed else 1)
+    if spent < 0.98 * flops:
+        seen = "" if problem.constraints.repeat else ", seen once,"
+        sentences.append(
+            f"Only {exponent(spent)} of {exponent(flops)} FLOPs are spent: the available tokens{seen} last no longer."
+        )
+    if best.model is None and not any(row.architecture == best.architecture for row in models):
+        instead = f"the spec is one of {models[0].architecture}" if models else "there is no spec"
+        sentences.append(f"No model of {best.architecture} that can be built fits the limits: {instead}.")
+    solved = {row.architecture for row in rows}
+    missing = [family.name for family in families if family.name not in solved]
+    if missing:
+        sentences.append(f"No model of {', '.join(missing)} fits the budget and its limits.")
+    return sentences
