@@ -92,7 +92,7 @@ class DepthRouter(nn.Module):
             self.predictor_down_1P = truncated_normal(
                 1, hidden, std=math.sqrt(init_scale / hidden), generator=generator, device=device, dtype=wide
             )
-        start = math.nan if spec.sampled_by == "threshold" else 0.0
+        start = -math.inf if spec.capacity == 1 else math.nan if spec.sampled_by == "threshold" else 0.0
         self.register_buffer("threshold", torch.full((), start, dtype=wide, device=device))
         self.register_buffer("quantiles_Q", torch.full((N_QUANTILES,), math.nan, dtype=wide, device=device))
 
