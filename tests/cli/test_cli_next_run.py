@@ -80,6 +80,28 @@ def test_a_study_directory_is_read(table, tmp_path):
         run(*arguments)
 
 
+def test_rows_are_chosen_and_columns_computed_as_for_a_fit(table, tmp_path):
+    """A log with two rows a run, tokens in billions and a sweep of learning rates say what the plain table says."""
+    head, *lines = table.read_text().splitlines()
+    names = [*head.replace(",D,", ",B,").split(","), "run_id", "step", "lr"]
+    rows = []
+    for index, line in enumerate(lines):
+        values = line.split(",")
+        values[2] = str(float(values[2]) / 1e9)
+        for lr, worse in ((1, 0.0), (2, 0.2)):
+            for step, more in ((1, 0.5), (2, 0.0)):
+                loss = str(float(values[-1]) + worse + more)
+                rows.append(",".join([*values[:-1], loss, f"r{index}-{lr}", str(step), str(lr)]))
+    log = tmp_path / "log.csv"
+    log.write_text("\n".join([",".join(names), *rows]))
+    chosen = [each for each in common(log) if each not in ("--column", "tokens=D")]
+    chosen += ["--set", "tokens=B*1e9", "--last-of", "run_id", "--best-of", "params_active,B,granularity", "--json"]
+    found, plain = json.loads(run(*chosen)), json.loads(run(*common(table), "--json"))
+    assert found["choice"]["loss"] == pytest.approx(plain["choice"]["loss"], rel=1e-6)
+    assert found["regret"] == pytest.approx(plain["regret"], rel=1e-3)
+    assert any("the last by step of each run_id: 54" in note for note in found["notes"])
+
+
 def test_plan_itself_is_as_it_was():
     result = CliRunner().invoke(app, ["plan", "--law", "krajewski-2024-e64", "--flops", "1.93e20", "--json"])
     assert result.exit_code == 0

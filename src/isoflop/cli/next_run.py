@@ -1,12 +1,22 @@
 """`isoflop plan next-run`: which run tells most about a later decision, or that it is time to decide."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from isoflop.cli._common import JsonFlag, print_json, print_table, si
+from isoflop.cli._tables import (
+    BestOfOption,
+    ColumnOption,
+    DeltaOption,
+    LastOfOption,
+    RunsArgument,
+    SetOption,
+    WhereOption,
+    delta,
+    read_table,
+)
 from isoflop.errors import InputError
 
 if TYPE_CHECKING:
@@ -14,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def next_run(
-    runs: Annotated[Path, typer.Argument(help="Runs so far: a table (.csv, .jsonl, .parquet) or a study's directory.")],
+    runs: RunsArgument,
     budget: Annotated[str, typer.Option(metavar="NUMBER", help="FLOPs left for runs before the decision.")],
     decide_at: Annotated[str, typer.Option(metavar="NUMBER", help="FLOPs of the training run to decide on.")],
     law: Annotated[str, typer.Option(help="Law form that is fitted to the runs.")] = "fine-grained",
@@ -40,23 +50,19 @@ def next_run(
     least_cut: Annotated[
         float, typer.Option(help="Share of the variance that a run must remove, and of the regret that all must.")
     ] = 0.05,
-    column: Annotated[
-        list[str] | None, typer.Option(help="Standard column and its name in the file, as tokens=D. Repeatable.")
-    ] = None,
-    where: Annotated[
-        list[str] | None, typer.Option(help="Keep rows that fulfil this, as loss<2.9. Repeatable.")
-    ] = None,
-    huber_delta: Annotated[
-        str, typer.Option(help="Residual of ln loss from which on the objective is linear; none: least squares.")
-    ] = "1e-3",
+    column: ColumnOption = None,
+    where: WhereOption = None,
+    assign: SetOption = None,
+    last_of: LastOfOption = None,
+    best_of: BestOfOption = None,
+    huber_delta: DeltaOption = "1e-3",
     bootstrap: Annotated[int, typer.Option(help="Resamples that stand for what is not known.")] = 200,
     seed: Annotated[int, typer.Option(help="Of the resamples.")] = 0,
     top: Annotated[int, typer.Option(help="Rows of the table.")] = 12,
     json: JsonFlag = False,
 ) -> None:
     """Find the run that tells most, for its FLOPs, about a later choice of architecture, or say that it is settled."""
-    from isoflop import laws, planner
-    from isoflop.cli.fit import _assignment, _delta
+    from isoflop import planner
     from isoflop.cli.train import parse_number
 
     if about not in (None, "difference", "loss"):
@@ -64,14 +70,8 @@ def next_run(
     if top < 1:
         raise InputError(f"--top is {top}; it must be at least 1.")
     left, target = parse_number("--budget", budget), parse_number("--decide-at", decide_at)
-    if runs.is_dir() and not (runs / "runs.csv").exists():
-        raise InputError(f"runs is {runs}, a directory without runs.csv; give a run table or a study that has runs.")
-    table = laws.read_runs(
-        runs / "runs.csv" if runs.is_dir() else runs, dict(_assignment("--column", text) for text in column or ())
-    )
-    for condition in where or ():
-        table = laws.matching(table, condition)
-    fits = planner.laws_of_runs(table, law, huber_delta=_delta(huber_delta), bootstrap=bootstrap, seed=seed)
+    table, _ = read_table(runs, column, where, assign, last_of, best_of)
+    fits = planner.laws_of_runs(table, law, huber_delta=delta(huber_delta), bootstrap=bootstrap, seed=seed)
     found = planner.next_run(
         fits,
         budget=left,

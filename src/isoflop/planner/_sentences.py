@@ -27,8 +27,9 @@ def assumed(vocab_size: int | None, context: int | None, problem: Problem) -> li
         return []
     limits = problem.constraints
     depends = limits.memory_per_device is not None or limits.max_decode_ms is not None
+    are = "are defaults" if len(stood_in) > 1 else "is a default"
     return [
-        f"{' and '.join(stood_in)} {'are defaults' if len(stood_in) > 1 else 'is a default'}: the spec of the best model "
+        f"{' and '.join(stood_in)} {are}: the spec of the best model "
         + ("and its memory depend on them." if depends else "has them, the ranking does not depend on them.")
     ]
 
