@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from isoflop.nn._init import gain, truncated_normal
 from isoflop.nn.cache import CompactCache, KVCache
+from isoflop.nn.linear import linear
 from isoflop.nn.rotary import rotary_tables, rotate
 from isoflop.spec import AttentionSpec
 
@@ -62,7 +63,7 @@ class Attention(nn.Module):
         """
         spec = self.spec
         n_q, n_kv, batch, length = spec.n_heads, spec.kv_heads, x_BTD.shape[0], x_BTD.shape[1]
-        qkv = F.linear(x_BTD, self.w_qkv).view(batch, length, n_q + 2 * n_kv, spec.head_dim)
+        qkv = linear(x_BTD, self.w_qkv).view(batch, length, n_q + 2 * n_kv, spec.head_dim)
         if rotary is None:
             positions = torch.arange(length, device=x_BTD.device)
             cos, sin = rotary_tables(positions, spec.head_dim, spec.rope_theta, qkv.dtype)
@@ -89,4 +90,4 @@ class Attention(nn.Module):
             is_causal=mask is None and n_cached == 0,
             enable_gqa=n_kv != n_q,
         )
-        return F.linear(y_BHTh.transpose(1, 2).reshape(batch, length, spec.width), self.w_out)
+        return linear(y_BHTh.transpose(1, 2).reshape(batch, length, spec.width), self.w_out)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isoflop.nn._init import truncated_normal
+from isoflop.nn.linear import linear
 from isoflop.spec.feed_forward import Activation
 
 _SHORT_ROW = 64
@@ -53,7 +54,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to every row of x."""
-        return F.linear(activate(F.linear(x, self.w_up), self.activation), self.w_down)
+        return linear(activate(linear(x, self.w_up), self.activation), self.w_down)
 
 
 def activate(hidden: Tensor, activation: Activation) -> Tensor:
