@@ -106,6 +106,8 @@ def _draw(cells: dict[Key, list[dict[str, object]]], losses: dict[Key, np.ndarra
             error = [noise / np.sqrt(len(losses[key])) for key in own]
             panel.errorbar(cost, mean, error, fmt="o-", color=colour, markersize=4, linewidth=1, capsize=2, label=name)
         panel.set(xscale="log", title=f"{exponent(budget)} training FLOPs", xlabel="forward FLOPs per token")
+        panel.xaxis.set_major_formatter(lambda value, _: f"{value / 1e3:.0f}K")
+        panel.xaxis.set_minor_formatter(lambda value, _: f"{value / 1e3:.0f}K" if str(value)[0] in "23" else "")
         panel.spines[["top", "right"]].set_visible(False)
     panels[0][0].set_ylabel("held-out loss, causal (nats/token)")
     panels[0][0].legend(frameon=False, fontsize=8)
