@@ -22,6 +22,7 @@ from isoflop.train.evaluation import measure
 
 matplotlib.use("Agg")
 import itertools
+import re
 
 from matplotlib import pyplot
 
@@ -103,7 +104,7 @@ def main() -> None:
         model.decisions = "sampled"
         kept = kept_mask(model, windows_WT[:, :-1])
         kinds = classes(windows_WT[:, :-1])
-        label = path.name.split("-d")[0]
+        label = re.sub(r"-d\d+-l\d+-s\d+-\w+$", "", path.name)
         shares = [kept[:, kinds == index].mean() if (kinds == index).any() else np.nan for index in range(len(CLASSES))]
         print(f"\n{path.name}: {kept.mean():.1%} of the tokens, by block {', '.join(f'{b.mean():.1%}' for b in kept)}")
         for name, share, index in zip(CLASSES, shares, range(len(CLASSES)), strict=True):
