@@ -9,6 +9,8 @@ training (`isoflop sample --depth-capacity`), against the share that is then rea
 """
 
 import argparse
+import itertools
+import re
 from pathlib import Path
 
 import matplotlib
@@ -21,8 +23,6 @@ from isoflop.train import load_model
 from isoflop.train.evaluation import measure
 
 matplotlib.use("Agg")
-import itertools
-import re
 
 from matplotlib import pyplot
 
