@@ -65,7 +65,11 @@ def print_plan(plan: "Plan", within: float, how: Mapping[str, Any], names: str) 
     ]
     for name, (low, high) in plan.sizes_within(within).items():
         if high > low:
-            lines.append(f"  {name}: from {si(low)} to {si(high)} active parameters.")
+            lines.append(f"  {name}: from {si(low)} to {si(high)} active parameters, were the law's constants exact.")
+    if any(row.params_active_interval is not None for row in shown):
+        lines.append(
+            "second lines of active and tokens: 90% intervals of the best size and its tokens, by the law's draws."
+        )
     if plan.models:
         lines.append("models to build (non-embedding parameters, counted exactly), their loss against the best row:")
         lines += [_model(row, plan.best.loss) for row in plan.models]
@@ -119,14 +123,20 @@ def _cells(row: "PlanRow", mark: str, intervals: bool) -> list[str]:
         str(row.granularity),
         f"{row.expansion_rate:g}",
         shape,
-        si(row.params_active),
+        si(row.params_active) + _below(row.params_active_interval),
         si(row.params_total),
-        si(row.tokens),
+        si(row.tokens) + _below(row.tokens_interval),
         f"{row.loss:.4f}",
     ]
     if intervals:
         cells.append("–" if row.loss_interval is None else "{:.3f}–{:.3f}".format(*row.loss_interval))
     return cells
+
+
+def _below(interval: tuple[float, float] | None) -> str:
+    """An interval as the second line of a cell, unless a limit holds it to one value."""
+    ends = [] if interval is None else list(map(si, interval))
+    return "\n" + "–".join(ends) if len(set(ends)) > 1 else ""
 
 
 def _model(row: "PlanRow", best: float) -> str:

@@ -138,6 +138,16 @@ class ContinuousFamily:
             share *= _SHRINK
         return sorted(found.values(), key=lambda each: each.loss)[:n]
 
+    def bounds(self, problem: Problem) -> tuple[float, float] | None:
+        """Smallest and largest size that can be considered; None where there is none."""
+        smallest, largest = continuous.size_range(problem.flops, self.template.context)
+        return None if largest <= smallest else (smallest, largest)
+
+    def sized_within(self, sizes: np.ndarray, problem: Problem) -> tuple[Columns, np.ndarray]:
+        """The columns of models of these sizes on the budget, and which of them limits and budget allow."""
+        columns = self._columns(sizes, problem)
+        return columns, _allowed(self, columns, problem)
+
     def limited(self, columns: Columns) -> Columns:
         """The columns as limits mean them: parameters with the router, which continuous shapes leave out."""
         routers = columns["d_model"] * columns["n_layers"] * self.n_experts if self.n_experts > 1 else 0.0
@@ -196,12 +206,7 @@ class LadderFamily:
 
     def solve(self, problem: Problem) -> tuple[list[PlanRow], Curve | None]:
         """The rungs near the best, and loss against size; no row if the constraints or the budget leave none."""
-        largest = problem.flops / (6 * self.template.context)
-        specs = ladder(self.template, largest=largest, spacing=self.spacing)
-        columns = self._columns(specs, problem)
-        affordable = columns["tokens"] >= self.template.context
-        specs = [spec for spec, keep in zip(specs, affordable, strict=True) if keep]
-        columns = {name: values[affordable] for name, values in columns.items()}
+        specs, columns = self._rungs_of(problem)
         loss = _losses(self, columns, problem)
         if not np.isfinite(loss).any():
             return [], None
@@ -215,6 +220,15 @@ class LadderFamily:
         )
         return rows, Curve(architecture=self.name, params_active=columns["params_active"], loss=loss)
 
+    def _rungs_of(self, problem: Problem) -> tuple[list[DecoderSpec], Columns]:
+        """The rungs that the budget trains on a sequence at least."""
+        largest = problem.flops / (6 * self.template.context)
+        specs = ladder(self.template, largest=largest, spacing=self.spacing)
+        columns = self._columns(specs, problem)
+        affordable = columns["tokens"] >= self.template.context
+        kept = [spec for spec, keep in zip(specs, affordable, strict=True) if keep]
+        return kept, {name: values[affordable] for name, values in columns.items()}
+
     def rows(self, specs: Sequence[DecoderSpec], problem: Problem) -> list[PlanRow]:
         """These models of the template as rows; those that limits and budget allow."""
         columns = self._columns(specs, problem)
@@ -222,6 +236,16 @@ class LadderFamily:
         columns = {name: values[kept] for name, values in columns.items()}
         models = [spec for spec, keep in zip(specs, kept, strict=True) if keep]
         return _rows(self, columns, predict(self.law, columns), problem, models)
+
+    def bounds(self, problem: Problem) -> tuple[float, float] | None:
+        """Sizes of the smallest and the largest rung that limits and budget allow; None where there are not two."""
+        _, columns = self._rungs_of(problem)
+        sizes = columns["params_active"][_allowed(self, columns, problem)]
+        return None if len(sizes) < 2 else (float(sizes.min()), float(sizes.max()))
+
+    def sized_within(self, sizes: np.ndarray, problem: Problem) -> tuple[Columns, np.ndarray]:
+        """The columns of models of any sizes within `bounds` on the budget, interpolated, and that all are allowed."""
+        return problem.spend(self.costs(sizes), whole=False), np.ones(len(sizes), dtype=bool)
 
     def limited(self, columns: Columns) -> Columns:
         """The columns as limits mean them: as they are."""
@@ -320,9 +344,15 @@ def _memory_curve(template: Template, settings: tuple[tuple[str, int], ...]) -> 
     return sizes, np.array([memory_per_device(spec, **dict(settings)) for spec in specs])
 
 
+def _allowed(family: Family, columns: Columns, problem: Problem) -> np.ndarray:
+    """Which candidates the limits admit and the budget buys one sequence."""
+    admitted = problem.constraints.admits(family.limited(columns))
+    return np.asarray(admitted & (columns["tokens"] >= family.template.context))
+
+
 def _losses(family: Family, columns: Columns, problem: Problem) -> np.ndarray:
     """Predicted loss; inf where the limits forbid a candidate or the budget does not buy it one sequence."""
-    allowed = problem.constraints.admits(family.limited(columns)) & (columns["tokens"] >= family.template.context)
+    allowed = _allowed(family, columns, problem)
     loss = np.full(len(allowed), np.inf)
     if allowed.any():
         loss[allowed] = predict(family.law, {name: values[allowed] for name, values in columns.items()})

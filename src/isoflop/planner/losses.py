@@ -84,6 +84,12 @@ def draws(law: Fit, read: Mapping[str, float]) -> np.ndarray:
     return law.form.predict({name: np.asarray(value) for name, value in read.items()}, law.draws)
 
 
+def drawn_losses(law: Fit, columns: Columns) -> np.ndarray:
+    """Loss [B, n] of candidates under every draw of the fit."""
+    read = law_columns(law, columns)
+    return law.form.predict(read, {name: values[:, None] for name, values in law.draws.items()})
+
+
 def law_columns(law: LossLaw, columns: Columns) -> Columns:
     """The columns as the law means them.
 

@@ -23,6 +23,7 @@ from isoflop.planner.families import ContinuousFamily, Family
 from isoflop.planner.hardware import Machine
 from isoflop.planner.ladder import SPACING
 from isoflop.planner.losses import LossLaw, draws, knows_uncertainty
+from isoflop.planner.optimum import with_size_intervals
 from isoflop.planner.problem import Problem
 from isoflop.planner.result import Curve, Plan, PlanRow
 from isoflop.planner.speed import SpeedTable
@@ -79,7 +80,7 @@ def plan(
             Default: what the templates say; for continuous shapes those of the fit's rows, or 1, 2, 4 … 256 for
             published constants. A value beyond a fit's rows is warned of.
         expansion_rates: values of E to consider; default: what the templates or the laws say, likewise.
-        level: of the prediction intervals.
+        level: of the prediction intervals, and of those of the best sizes.
         vocab_size: of default templates, and of the models nearest to continuous shapes (there by default 50257).
         context: likewise (1024).
         spacing: ratio of the sizes of integer models; best that of the runs which the law was fitted on, so that a plan
@@ -132,6 +133,7 @@ def plan(
     rows, curves = _solve(families, problem)
     if not rows:
         raise _nothing_left(families, problem)
+    rows = with_size_intervals(families, rows, problem)
     other = None
     if speed is not None:
         compared, _ = _solve(families, replace(problem, timed=not timed))

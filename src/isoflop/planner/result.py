@@ -74,6 +74,12 @@ class PlanRow:
     """The very model that the columns count; None with continuous shapes."""
     read: Mapping[str, float] = field(repr=False)
     """What the law reads of it, as the law means it."""
+    params_active_interval: tuple[float, float] | None = None
+    """Of the best row of an architecture: interval of its best size over the draws of the law, whose level is that of
+    the plan. Not how flat the loss is around the row: see Plan.sizes_within. None for other rows and laws without
+    draws."""
+    tokens_interval: tuple[float, float] | None = None
+    """Likewise of the tokens of the best size."""
     with_embedding: bool = field(repr=False, default=False)
     """Whether parameters of a continuous shape hold embedding and head."""
 
