@@ -25,7 +25,8 @@ def groups(noise: float) -> dict[str, tuple[dict[str, np.ndarray], str]]:
             "expansion_rate": np.full(n, 8.0 if name == "moe" else 1.0),
         }
         loss = FORMS[law].predict(table, truth) * np.exp(noise * rng.standard_normal(n))
-        made[name] = ({**table, "loss": loss}, law)
+        flops = 6 * table["params_total"] * table["tokens"] * (12 / 68 if name == "moe" else 1)
+        made[name] = ({**table, "flops": flops, "loss": loss}, law)
     return made
 
 

@@ -6,9 +6,10 @@ from typing import Any, Final
 import numpy as np
 
 from isoflop.errors import InputError
+from isoflop.laws._experts import check_experts, unknown_flops
 from isoflop.laws._units import check_units, doubts
 from isoflop.laws.forms import Form, domain, in_domain
-from isoflop.laws.reading import derive, derive_experts
+from isoflop.laws.reading import derive, derive_sparsity
 from isoflop.laws.table import RunTable
 
 Runs = RunTable | Mapping[str, Any] | Sequence[Mapping[str, Any]]
@@ -40,8 +41,8 @@ def fit_rows(runs: Runs, form: Form, *, several_of: str | None = None) -> tuple[
 
     Raises:
         InputError: naming row, column and remedy, if a value is missing, not positive or infinite, a run is there
-            twice, a column is absent, a column that the law does not know varies, or it reads flops that were counted
-            in several ways.
+            twice, a column is absent, columns contradict each other, a column that the law does not know varies, or it
+            reads flops that were counted in several ways.
     """
     table = as_table(runs)
     if not len(table):
@@ -49,11 +50,13 @@ def fit_rows(runs: Runs, form: Form, *, several_of: str | None = None) -> tuple[
     done = derive(table.usable())
     if not len(done):
         raise InputError(f"none of the {len(table)} rows of {table.source} has status done; a fit needs finished runs.")
-    done = derive_experts(done, form.columns)
+    done = derive_sparsity(done, form.columns)
+    unknown_flops(done, form.columns)
     absent = [name for name in form.optional if name not in done]
     done = done.with_columns({name: form.optional[name].value for name in absent})
     for column in (*form.columns, form.target):
         check_values(done, column)
+    check_experts(done)
     check_units(done, target=form.target)
     _check_twins(done, (*form.columns, form.target), by_id=several_of != "run_id")
     for column in form.fixed:

@@ -39,9 +39,7 @@ def matching(table: RunTable, condition: str) -> RunTable:
     if sign not in _OPERATORS:
         raise InputError(f"condition is {condition!r}; {sign!r} is no comparison, allowed are = != < <= > and >=.")
     if column not in table and column not in table.names.values():
-        raise InputError(
-            f"condition is {condition!r}; {table.source} has no column {column}, it has {', '.join(table.columns)}."
-        )
+        raise InputError(f"condition is {condition!r}; {table.source} has no column {column}, it has {table.listed()}.")
     if "|" in text and sign in ("=", "==", "!="):
         each = [_mask(table, condition, column, sign, part.strip()) for part in text.split("|")]
         keep = np.logical_and.reduce(each) if sign == "!=" else np.logical_or.reduce(each)

@@ -58,7 +58,7 @@ def _value(node: ast.expr, table: RunTable, name: str, text: str) -> Any:
         case ast.Name() | ast.Attribute():
             column = ast.unparse(node)
             if column not in table:
-                raise _malformed(name, text, f"{table.source} has no column {column}, it has {_listed(table)}")
+                raise _malformed(name, text, f"{table.source} has no column {column}, it has {table.listed()}")
             return table.numeric(column)
         case ast.UnaryOp(op=ast.USub() | ast.UAdd() as sign, operand=operand):
             value = _number(operand, table, name, text)
@@ -82,7 +82,3 @@ def _malformed(name: str, text: str, problem: str) -> InputError:
         f"{name} is set to {text!r}, but {problem}; allowed are numbers such as 130B, a word in quotes, columns of the "
         f"table, + - * / ** and {', '.join(_FUNCTIONS)} (a column whose name is no word needs --column WORD=NAME)."
     )
-
-
-def _listed(table: RunTable) -> str:
-    return ", ".join(table.columns)

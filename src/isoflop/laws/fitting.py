@@ -7,6 +7,7 @@ import numpy as np
 
 from isoflop.errors import InputError
 from isoflop.laws._diagnosis import diagnose
+from isoflop.laws._experts import idle_experts
 from isoflop.laws._noise import spread
 from isoflop.laws._resampling import GROUPS, bootstrap_draws, resampler
 from isoflop.laws._rows import CONVENTION, Runs, as_table, check_values, fit_rows
@@ -24,6 +25,7 @@ L1_DELTA: Final = 1e-7
 """Delta that stands for absolute errors: far below any noise of ln L."""
 
 _HARDLY_ANY = 2  # rows to spare, with which noise and intervals are hardly known
+_EXPERTS = {"expansion_rate", "granularity", "sparsity", "n_experts", "top_k"}
 _SHOWN = 8  # values of a column that a warning lists
 
 
@@ -353,6 +355,13 @@ def mixed(table: RunTable, form: Form) -> list[str]:
             if column == CONVENTION:
                 why = "so that their flops are not one quantity; count all of them one way"
             sentences.append(f"the rows mix {column} {listed}, {why}.")
+    if not sentences and not _EXPERTS & {*form.columns} and "expansion_rate" not in table:
+        count = int(idle_experts(table).sum())
+        if count:
+            sentences.append(
+                f"law {form.name} reads no column of experts, and {count} of {len(table)} rows have experts that a "
+                "token does not use: its predictions hold for models like these, not for dense ones."
+            )
     return sentences
 
 

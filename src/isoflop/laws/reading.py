@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from isoflop.errors import InputError
+from isoflop.laws._experts import derived_expansion, derived_granularity, idle_experts, speaks_of_experts
 from isoflop.laws.expressions import with_values
 from isoflop.laws.numbers import MISSING, parse_number
 from isoflop.laws.sources import source_rows
@@ -34,8 +35,9 @@ def read_runs(
     or event files of TensorBoard. Blank lines and lines that start with # are passed over in a CSV file.
 
     Numbers may be written 1e20, 100M, 4.37B, 2.1T or 3K. A column that the file lacks is derived where it can be, and
-    `notes` of the table says so: tokens from flops / (6 · params), flops as 6 · params · tokens, and what makes a row
-    dense (granularity 1, expansion_rate 1) where nothing speaks of experts. A header with a unit, as "tokens (B)", is
+    `notes` of the table says so: tokens from flops / (6 · params), flops as 6 · params · tokens, what makes a row
+    dense (granularity 1, expansion_rate 1) where nothing speaks of experts, and granularity and expansion_rate from
+    n_experts, top_k or widths where something does. A header with a unit, as "tokens (B)", is
     never scaled by itself.
 
     Args:
@@ -60,48 +62,49 @@ def read_runs(
 
 
 def derive(table: RunTable) -> RunTable:
-    """The table with the standard columns added that follow from those present; `notes` says which and how."""
-    added: dict[str, Any] = {}
-    notes = []
+    """The table with the standard columns added that follow from those present; `notes` says which and how.
 
-    def have(name: str) -> bool:
-        return name in table or name in added
-
-    if not have("params_total") and have("params_active") and not _speaks_of_experts(table):
-        added["params_total"] = table.numeric("params_active")
-        notes.append("params_total is absent: taken equal to params_active (dense).")
-    if not _speaks_of_experts(table):
-        added |= {"granularity": 1, "expansion_rate": 1}
-        notes.append("nothing speaks of experts: the runs are taken as dense.")
-        if not have("params_active") and have("params_total"):
-            added["params_active"] = table.numeric("params_total")
-    elif not have("granularity"):
-        added["granularity"] = 1
-        notes.append("granularity is absent: taken as 1.")
-    size = next((name for name in ("params_active", "params_total") if have(name)), None)
-    if size is not None:
-        params = np.asarray(added[size]) if size in added else table.numeric(size)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            if not have("tokens") and have("flops"):
-                added["tokens"] = table.numeric("flops") / (6 * params)
-                notes.append(f"tokens is absent: derived as flops / (6 · {size}).")
-            elif not have("flops") and have("tokens"):
-                added["flops"] = 6 * params * table.numeric("tokens")
-                added["flops_convention"] = "6ND"
-                notes.append(f"flops is absent: derived as 6 · {size} · tokens.")
-    return table.with_columns(added, notes) if added else table
-
-
-def derive_experts(table: RunTable, columns: Iterable[str]) -> RunTable:
-    """The table with expansion_rate and sparsity, from numbers of experts, if they are absent and among `columns`.
-
-    A row with no experts or one is dense: expansion_rate 1, sparsity 0.
+    Of rows with more experts than a token uses, neither flops nor tokens follow from params_total.
     """
-    if "expansion_rate" in columns and "expansion_rate" not in table and "n_experts" in table:
-        granularity = table.numeric("granularity") if "granularity" in table else np.ones(len(table))
-        rates = np.maximum(table.numeric("n_experts") / granularity, 1)
+    if not speaks_of_experts(table):
+        dense: dict[str, Any] = {"granularity": 1, "expansion_rate": 1}
+        notes = []
+        if "params_total" not in table and "params_active" in table:
+            dense["params_total"] = table.numeric("params_active")
+            notes.append("params_total is absent: taken equal to params_active (dense).")
+        notes.append("nothing speaks of experts: the runs are taken as dense.")
+        if "params_active" not in table and "params_total" in table:
+            dense["params_active"] = table.numeric("params_total")
+        table = table.with_derived(dense, notes)
+    elif "granularity" not in table:
+        values, how = derived_granularity(table)
+        table = table.with_derived({"granularity": values}, [how])
+    if "expansion_rate" not in table and "n_experts" in table:
         note = "expansion_rate is absent: derived as n_experts / granularity."
-        table = table.with_columns({"expansion_rate": rates}, [note])
+        table = table.with_derived({"expansion_rate": derived_expansion(table)}, [note])
+    return _with_budget(table)
+
+
+def _with_budget(table: RunTable) -> RunTable:
+    """The table with tokens from flops, or flops from tokens."""
+    size = next((name for name in ("params_active", "params_total") if name in table), None)
+    if size is None or ("tokens" in table) == ("flops" in table):
+        return table
+    have, lack = ("flops", "tokens") if "flops" in table else ("tokens", "flops")
+    if size == "params_total" and idle_experts(table).any():
+        why = f"{lack} is absent, and not derived from params_total, which counts experts that a token does not use"
+        return table.with_columns({}, [f"{why}: give params_active."])
+    params = table.numeric(size)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        if lack == "tokens":
+            values = {"tokens": table.numeric("flops") / (6 * params)}
+            return table.with_derived(values, [f"tokens is absent: derived as flops / (6 · {size})."])
+        flops = {"flops": 6 * params * table.numeric(have), "flops_convention": "6ND"}
+        return table.with_derived(flops, [f"flops is absent: derived as 6 · {size} · tokens."])
+
+
+def derive_sparsity(table: RunTable, columns: Iterable[str]) -> RunTable:
+    """The table with sparsity, from numbers of experts, if it is absent and among `columns`; 0 where a row is dense."""
     if "sparsity" not in columns or "sparsity" in table:
         return table
     if "n_experts" in table and "top_k" in table:
@@ -111,18 +114,7 @@ def derive_experts(table: RunTable, columns: Iterable[str]) -> RunTable:
         values, how = 1 - 1 / table.numeric("expansion_rate"), "1 - 1 / expansion_rate"
     else:
         return table
-    return table.with_columns({"sparsity": values}, [f"sparsity is absent: derived as {how}."])
-
-
-def _speaks_of_experts(table: RunTable) -> bool:
-    """Whether any column tells dense from MoE; without one, a table is taken as dense."""
-    if any(name in table for name in ("expansion_rate", "n_experts", "sparsity")):
-        return True
-    if "granularity" in table and np.nanmax(table.numeric("granularity"), initial=1) > 1:
-        return True
-    if "params_active" in table and "params_total" in table:
-        return bool(np.any(table.numeric("params_active") < table.numeric("params_total")))
-    return False
+    return table.with_derived({"sparsity": values}, [f"sparsity is absent: derived as {how}."])
 
 
 def _mapped(path: Path, rows: list[dict[str, Any]], columns: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -32,6 +32,7 @@ class RunTable:
         labels: Sequence[str] | None = None,
         source: str = "the run table",
         names: Mapping[str, str] | None = None,
+        derived: Iterable[str] = (),
     ) -> None:
         """Make a table of plain rows.
 
@@ -41,6 +42,7 @@ class RunTable:
             labels: where each row stands in its file, for error messages; default: row 1, row 2, …
             source: name of the file, for error messages.
             names: column → its name in the file, where they differ, for error messages.
+            derived: columns that were computed and that error messages need not list.
         """
         self.rows: list[dict[str, Any]] = [dict(row) for row in rows]
         """The rows as they were given."""
@@ -52,6 +54,8 @@ class RunTable:
         """Name of the file."""
         self.names = dict(names or {})
         """Column → its name in the file, where they differ."""
+        self.derived = frozenset(derived)
+        """Columns that were computed from others."""
         self._columns: dict[str, np.ndarray] = {}
 
     def __len__(self) -> int:
@@ -78,11 +82,15 @@ class RunTable:
             if column not in self:
                 self._check_renamed(column)
                 raise InputError(
-                    f"{self.source} has no column {column}; it has {', '.join(self.columns) or 'none'} (map one with "
-                    f"--column {column}=NAME, or columns={{{column!r}: NAME}})."
+                    f"{self.source} has no column {column}; it has {self.listed()} (map one with --column "
+                    f"{column}=NAME)."
                 )
             self._columns[column] = _typed([row.get(column) for row in self.rows])
         return self._columns[column]
+
+    def listed(self) -> str:
+        """The columns that were not derived, for error messages."""
+        return ", ".join(name for name in self.columns if name not in self.derived) or "none"
 
     def numeric(self, column: str) -> np.ndarray:
         """One column [n] as floats.
@@ -130,6 +138,7 @@ class RunTable:
             labels=[self.labels[i] for i in index],
             source=self.source,
             names=self.names,
+            derived=self.derived,
         )
 
     def with_columns(self, columns: Mapping[str, Any], notes: Sequence[str] = ()) -> "RunTable":
@@ -141,7 +150,20 @@ class RunTable:
             each = values if isinstance(values, np.ndarray) else [values] * len(rows)
             for row, value in zip(rows, each, strict=True):
                 row[name] = value.item() if isinstance(value, np.generic) else value
-        return RunTable(rows, notes=(*self.notes, *notes), labels=self.labels, source=self.source, names=self.names)
+        return RunTable(
+            rows,
+            notes=(*self.notes, *notes),
+            labels=self.labels,
+            source=self.source,
+            names=self.names,
+            derived=self.derived,
+        )
+
+    def with_derived(self, columns: Mapping[str, Any], notes: Sequence[str]) -> "RunTable":
+        """The same rows with columns added that follow from others."""
+        table = self.with_columns(columns, notes)
+        table.derived = self.derived | columns.keys()
+        return table
 
     def _check_renamed(self, column: str) -> None:
         for standard, name in self.names.items():
