@@ -425,3 +425,28 @@ def test_the_layer_alone_equals_a_loop_over_tokens(routing, causal):
 def test_what_the_layer_alone_cannot_do(call, sentence):
     with pytest.raises(InputError, match=sentence):
         call(MoD(8, DepthRoutingSpec(capacity=0.5)))
+
+
+@pytest.mark.parametrize("capacity", [0.66666667, 1 / 6, 0.16666667, 0.1, 0.3, 0.55, 0.7, 0.9999, 1.0])
+@pytest.mark.parametrize("context", [24, 48, 96])
+def test_fixed_routing_keeps_the_capacity_inside_its_sequence(capacity, context):
+    spec = replace(make_spec(router="fixed", capacity=capacity), context=context)
+    model = make(spec, sampled=True)
+    tokens_BT = tokens(2, context)
+    with torch.no_grad():
+        whole = model(tokens_BT)
+        cache = KVCache(spec, 2, context)
+        pieces = [model(piece, cache=cache).logits_BTV for piece in tokens_BT.split([5, 1, context - 6], dim=1)]
+    assert whole.depth[0].kept_share == pytest.approx(spec.depth_routing.n_kept(context) / context)
+    torch.testing.assert_close(torch.cat(pieces, 1), whole.logits_BTV, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["learned", "predictor", "fixed"])
+def test_the_dial_goes_back(name):
+    model = make(SPECS[name], sampled=True)
+    with torch.no_grad():
+        before = model(tokens(4)).logits_BTV
+        model.set_depth_capacity(0.9)
+        assert (model(tokens(4)).logits_BTV - before).abs().max() > 1e-3
+        model.set_depth_capacity(None)
+        assert torch.equal(model(tokens(4)).logits_BTV, before)

@@ -145,6 +145,8 @@ def test_routed_first_and_last_blocks_are_allowed_and_warned_about():
         ({"capacity": 0}, "depth_routing.capacity is 0; it must be greater than 0 and at most 1."),
         ({"capacity": 1.01}, "depth_routing.capacity is 1.01; it must be greater than 0 and at most 1."),
         ({"capacity": float("nan")}, "depth_routing.capacity is nan; it must be greater than 0 and at most 1."),
+        ({"capacity": "0.5"}, "depth_routing.capacity is '0.5'; it must be greater than 0 and at most 1."),
+        ({"capacity": True}, "depth_routing.capacity is True; it must be greater than 0 and at most 1."),
         ({"capacity": 0.5, "every": 0}, "depth_routing.every is 0; it must be finite and greater than 0."),
         ({"capacity": 0.5, "router": "best"}, "depth_routing.router is 'best'; allowed: learned, stochastic, fixed."),
         ({"capacity": 0.5, "gate": "x"}, "depth_routing.gate is 'x'; allowed: raw, sigmoid."),

@@ -155,3 +155,19 @@ def test_the_studies_that_ship_can_be_read(request: pytest.FixtureRequest) -> No
         assert study.name == path.stem
         if study.verification is not None:
             assert study.verification.flops > max(study.budgets)
+
+
+@pytest.mark.parametrize(
+    ("routing", "said"),
+    [
+        ({"capacity": [0.5, 0.5]}, "architectures holds 'm-c.5' twice"),
+        ({"capacity": True}, "capacity is true; it must be a number"),
+        ({"capacity": [0.5, 2]}, "capacity is 2"),
+        ({"capacity": []}, "architectures.0.depth_routing.capacity is empty"),
+        ({"capacity": 0.5, "evry": 1}, "evry is not a field; the nearest is every"),
+    ],
+)
+def test_wrong_depth_routing_is_one_sentence(routing: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError) as error:
+        parse_study(BASE | {"architectures": [{"name": "m", "depth_routing": routing}]})
+    assert said in str(error.value)

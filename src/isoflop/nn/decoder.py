@@ -432,8 +432,8 @@ class Decoder(nn.Module):
         learned = any(router.is_learned for router in self.depth_routers)
         return learned or any(layer.router.is_expert_choice for layer in self.moe_layers)
 
-    def set_depth_capacity(self, capacity: float) -> None:
-        """The dial of sampling: let every routed block compute about this share of the tokens.
+    def set_depth_capacity(self, capacity: float | None) -> None:
+        """The dial of sampling: let every routed block compute about this share of the tokens; None: as trained.
 
         Thresholds are read from the quantiles of the scores that `calibrate_thresholds` stored; they were taken at the
         capacity of training, so that the share that is really computed differs (`DepthStatistics.kept_share`).

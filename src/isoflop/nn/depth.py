@@ -105,11 +105,16 @@ class DepthRouter(nn.Module):
         """Whether the rule that sampling uses is there."""
         return not self.is_learned or not bool(self.threshold.isnan())
 
-    def set_capacity(self, capacity: float) -> None:
-        """Keep about this share of the tokens as sampled, by the stored quantiles of calibration text.
+    def set_capacity(self, capacity: float | None) -> None:
+        """Keep about this share of the tokens as sampled, by stored quantiles of calibration text; None: as trained.
 
         Raises InputError if capacity is not in (0, 1] or a learned router was never calibrated.
         """
+        if capacity is None:
+            if self.is_learned and self.spec.sampled_by != "threshold" and self.spec.capacity < 1:
+                self.threshold.zero_()
+                return
+            capacity = self.spec.capacity
         if not 0 < capacity <= 1:
             raise InputError(f"depth capacity is {capacity}; it must be greater than 0 and at most 1.")
         self.sampling_capacity = capacity
@@ -126,9 +131,10 @@ class DepthRouter(nn.Module):
 
     def calibrate(self, decisions_N: Tensor) -> None:
         """Store the quantiles of what the rule looks at, and set the threshold of `sampled_by: threshold`."""
-        decisions_N = decisions_N.double()
+        wide = torch.float64 if decisions_N.device.type != "mps" else torch.float32
+        decisions_N = decisions_N.to(wide)
         ranked_N = decisions_N.sort().values
-        places_Q = torch.linspace(0, ranked_N.shape[0] - 1, N_QUANTILES, dtype=torch.float64, device=ranked_N.device)
+        places_Q = torch.linspace(0, ranked_N.shape[0] - 1, N_QUANTILES, dtype=wide, device=ranked_N.device)
         low_Q = places_Q.long().clamp_max(ranked_N.shape[0] - 2)
         self.quantiles_Q.copy_(torch.lerp(ranked_N[low_Q], ranked_N[low_Q + 1], places_Q - low_Q))
         if self.spec.sampled_by == "threshold":
@@ -222,19 +228,17 @@ class DepthRouter(nn.Module):
     def _fixed(self, x_BTD: Tensor, positions: Tensor | None, real_BT: Tensor | None, ragged: bool) -> Kept:
         batch, length = x_BTD.shape[:2]
         capacity = self.sampling_capacity if self.by_threshold else self.spec.capacity
-        wide = torch.float64 if x_BTD.device.type != "mps" else torch.float32
         nothing = torch.full((), math.nan, device=x_BTD.device)
         if positions is None and real_BT is None:
-            n_kept = max(1, math.ceil(capacity * length - 1e-9))
-            steps_C = torch.arange(n_kept, device=x_BTD.device, dtype=wide)
-            places_BC = (steps_C / capacity + 1e-6).long().expand(batch, -1)
+            places = [place for place in range(length) if _is_fixed(place, capacity)]
+            places_BC = torch.tensor(places, device=x_BTD.device).expand(batch, -1)
             rows_M = (places_BC + torch.arange(batch, device=x_BTD.device)[:, None] * length).reshape(-1)
-            share = nothing.new_full((), n_kept / length)
+            share = nothing.new_full((), len(places) / length)
             statistics = DepthStatistics(share, nothing.new_ones(()), nothing, nothing.new_zeros(()))
             return Kept(rows_M, places_BC, None, None, None, None, statistics)
         assert positions is not None
-        place = positions.to(wide)
-        keep_BT = (((place * capacity - 1e-6).ceil() / capacity + 1e-6).floor() == place).expand(batch, length)
+        wanted = [[_is_fixed(place, capacity) for place in row] for row in positions.view(-1, length).tolist()]
+        keep_BT = torch.tensor(wanted, device=x_BTD.device).expand(batch, length)
         keep_BT = keep_BT if real_BT is None else keep_BT & real_BT
         return self._kept(keep_BT, None, nothing.new_ones(()), ragged)
 
@@ -263,7 +267,7 @@ class DepthRouter(nn.Module):
         batch, length = keep_BT.shape
         counts: list[int] = keep_BT.sum(1).tolist()
         sequences = [index for index in range(batch) if counts[index]] if ragged else list(range(batch))
-        n_most = max((counts[index] for index in sequences), default=0) if ragged else max(1, *counts)
+        n_most = max((counts[index] for index in sequences), default=0) if ragged else max([1, *counts])
         chosen_A = torch.tensor(sequences, dtype=torch.int64, device=keep_BT.device)
         keep_AT = keep_BT if len(sequences) == batch else keep_BT.index_select(0, chosen_A)
         # kept tokens first, each group in order of position
@@ -285,6 +289,11 @@ class DepthRouter(nn.Module):
             gates_M1,
             statistics,
         )
+
+
+def _is_fixed(position: int, capacity: float) -> bool:
+    """Whether fixed routing keeps a position: of the first n positions it keeps ceil(capacity · n), whatever n."""
+    return math.ceil(capacity * (position + 1) - 1e-9) > math.ceil(capacity * position - 1e-9)
 
 
 def _uniform(draws_BT: Tensor, layer: int) -> Tensor:

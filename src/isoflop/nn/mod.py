@@ -25,7 +25,8 @@ class MoD(nn.Module):
     As built, the ceil(capacity·T) best-scored tokens of a sequence are kept, which looks ahead. After `calibrate` (or
     training with `sampled_by` auxiliary or predictor) set `causal` to decide about each token alone; rows that only
     fill up a sequence then come last in it, so that causal attention never sees them, and what f gives for them is
-    dropped. A stochastic router needs the token ids and exists in `Decoder` alone.
+    dropped. Give it whole sequences from their first token; it has no cache, so one token at a time is for `Decoder`
+    alone. A stochastic router needs the token ids and exists in `Decoder` alone.
     """
 
     def __init__(

@@ -40,7 +40,8 @@ class Router(nn.Module):
 
     **expert_choice** (Krajewski et al. 2024, arXiv 2402.07871, sec. 3). Softmax over experts; at each position every
     expert takes its C highest-scored of the B tokens that stand there, C = B·k/X rounded half up, at least 1.
-    Gates are the softmax probabilities. Nothing depends on later positions.
+    Gates are the softmax probabilities. Nothing depends on later positions. (Inside a depth-routed block "position" is
+    the place among a sequence's kept tokens, which differs between sequences: there it is causal by threshold alone.)
 
     **expert_choice_noncausal** (Zhou et al. 2022, arXiv 2202.09368). Each expert takes its C = ceil(T·k/X)
     highest-scored tokens of every sequence, which leaks the future.

@@ -47,8 +47,9 @@ class DepthRoutingSpec:
     """Hidden width of the predictor; default: d_model/8, at least 8."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.capacity <= 1:
-            raise InputError(f"depth_routing.capacity is {self.capacity}; it must be greater than 0 and at most 1.")
+        number = isinstance(self.capacity, (int, float)) and not isinstance(self.capacity, bool)
+        if not number or not 0 < self.capacity <= 1:
+            raise InputError(f"depth_routing.capacity is {self.capacity!r}; it must be greater than 0 and at most 1.")
         require_positive(self, "every")
         require_non_negative(self, "skip_first", "auxiliary_weight")
         if self.predictor_width is not None:

@@ -119,6 +119,9 @@ class Grid:
                     f"budget {exponent(budget)}: the smallest model has {ratio:.2g} tokens per parameter, not "
                     f"{wanted:g}; the optimum will not be inside the sizes; use budgets from {_rounded_up(enough)}."
                 )
+        for architecture in study.expanded:
+            own_specs = self._grid_sizes(architecture, architecture.budgets[0])
+            found += [f"{architecture.name}: {sentence}" for sentence in own_specs[0].warnings]
         largest = max(study.budgets)
         if study.verification is not None and study.verification.flops <= largest:
             found.append(

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from isoflop.errors import InputError
 from isoflop.planner import Template
 from isoflop.spec import DepthRoutingSpec, ExpertsSpec
+from isoflop.spec._problems import refuse_flags
 from isoflop.spec.io import describe_validation_error, read_fields
 from isoflop.train import TrainConfig
 from isoflop.train.config import BUDGETS
@@ -110,8 +111,10 @@ class ArchitectureSpec:
             )
         if self.sizes_per_budget is not None and self.sizes_per_budget < 1:
             raise InputError(f"sizes_per_budget is {self.sizes_per_budget}; it must be at least 1.")
-        if not self.learning_rate_multiplier > 0:
-            raise InputError(f"learning_rate_multiplier is {self.learning_rate_multiplier}; it must be greater than 0.")
+        if not 0 < self.learning_rate_multiplier < float("inf"):
+            raise InputError(
+                f"learning_rate_multiplier is {self.learning_rate_multiplier}; it must be finite and greater than 0."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,8 +271,9 @@ class StudySpec:
         for name in written:
             if written.count(name) > 1:
                 raise InputError(f"architectures holds {name!r} twice; names must differ.")
-            if names.count(name) > 1:
-                raise InputError(f"architectures holds {name!r} twice; names must differ.")
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise InputError(f"architectures holds {twice!r} twice; names must differ.")
         if self.extra_seeds is not None:
             _check_seeds("extra_seeds.seeds", self.extra_seeds.seeds)
             self._check_budgets("extra_seeds.budgets", self.extra_seeds.budgets or ())
@@ -424,6 +428,7 @@ def _expand(
 
 
 def _parse(values: Mapping[str, Any], kind: type[Kind], where: str) -> Kind:
+    refuse_flags(values, where, kind)
     try:
         return TypeAdapter(kind).validate_python(dict(values))
     except ValidationError as error:

@@ -44,6 +44,11 @@ class Checkpoint:
         with safe_open(self.path / MODEL, framework="pt") as stored:
             return sorted(model_tensors(model).keys() - set(stored.keys()))
 
+    def unknown(self, model: nn.Module) -> list[str]:
+        """Weights and buffers of the checkpoint that `model` does not have."""
+        with safe_open(self.path / MODEL, framework="pt") as stored:
+            return sorted(set(stored.keys()) - model_tensors(model).keys())
+
     def optimizer_tensors(self) -> dict[str, torch.Tensor]:
         """The optimiser's tensors by name; empty in the checkpoint of a finished run."""
         path = self.path / OPTIMIZER

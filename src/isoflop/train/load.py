@@ -62,7 +62,12 @@ def load_model(path: str | Path, *, device: torch.device | str | None = None) ->
     if missing := [name for name in checkpoint.missing(model) if "predictor" in name]:
         raise RunError(
             f"checkpoint {checkpoint.path} has no predictor ({missing[0]}), but depth_routing.sampled_by in "
-            f"{run}/spec.yaml is predictor; choose threshold there and calibrate, or train with the predictor."
+            f"{run}/spec.yaml is predictor; a model samples by the rule that it was trained with."
+        )
+    if checkpoint.unknown(model):
+        raise RunError(
+            f"{run}/spec.yaml is not the spec of the weights in {checkpoint.path}; it was changed: they hold "
+            f"{checkpoint.unknown(model)[0]}."
         )
     try:
         checkpoint.load_model(model)

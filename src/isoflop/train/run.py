@@ -139,6 +139,9 @@ class Run:
             if evaluation is not None:
                 self._write(metrics, self._evaluation_line(evaluation))
                 sampled = self._evaluate_as_sampled()
+                if sampled is not None and not math.isfinite(sampled.loss):
+                    self.error = f"held-out loss as sampled is {sampled.loss} at step {self.step}"
+                    evaluation = sampled = None
         record = run_record(
             self.spec,
             config,
