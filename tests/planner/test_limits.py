@@ -41,7 +41,7 @@ def test_a_memory_limit_binds_and_costs_what_freeing_it_gains():
     free = plan(flops=1e22, law=E64, machine=H100)
     capped = plan(flops=1e22, law=E64, machine=H100, memory_per_device=limit)
     assert free.best.memory_bytes > limit
-    assert capped.best.memory_bytes == pytest.approx(limit, rel=1e-3)
+    assert 0.95 * limit < capped.best.memory_bytes <= limit * (1 + 1e-6)
     assert all(row.memory_bytes <= limit * (1 + 1e-9) for row in capped.table)
     assert all(memory_per_device(row.spec, devices=8) <= limit for row in capped.models)
     assert capped.models
@@ -143,7 +143,7 @@ def test_a_token_is_decoded_in_the_time_of_reading_what_it_uses(fits):
         assert row.decode_ms <= limit
     assert found.constraint_costs["max_decode_ms"] > 0
     capped = plan(flops=1e22, law=E64, machine=H100, max_decode_ms=1)
-    assert capped.best.decode_ms == pytest.approx(1, rel=1e-3)
+    assert 0.95 < capped.best.decode_ms <= 1 + 1e-6
     for row in capped.models:
         counted = count(row.spec)
         assert row.decode_ms * 3.35e9 / 2 > counted.params_active
@@ -175,6 +175,9 @@ def test_the_model_to_train_is_within_the_caps(limits):
     counted = count(found.to_train.spec)
     caps = {name.removeprefix("max_"): cap for name, cap in limits.items() if name.startswith("max_")}
     for column, cap in caps.items():
+        if found.best.model is not None:
+            assert 0.95 * cap < getattr(found.best, column) <= cap
+            continue
         routers = found.best.d_model * found.best.n_experts * found.best.n_layers
         assert getattr(found.best, column) + routers == pytest.approx(cap, rel=1e-6)
         assert all(getattr(count(row.spec), column) <= cap for row in found.models)
@@ -208,3 +211,13 @@ def test_where_nothing_can_be_built_there_is_no_spec():
 def test_wrong_limits_are_one_sentence(limits, words):
     with pytest.raises(InputError, match=words):
         plan(flops=1e20, law=E64, **limits)
+
+
+@pytest.mark.parametrize("limit", [1e9, 2e9, 8e9])
+def test_no_model_to_build_beats_the_best_row_under_a_memory_limit(limit):
+    """A shape of one aspect, whose memory is interpolated, is not the best that a limit leaves."""
+    machine = Machine(hardware=HARDWARE["h100-sxm"])
+    found = plan(flops=1e21, law="krajewski-2024-dense", machine=machine, memory_per_device=limit)
+    assert found.best.loss <= min(model.loss for model in found.models) + 0.001
+    assert found.to_train.loss <= found.best.loss + 0.02
+    assert found.best.memory_bytes <= limit * (1 + 1e-6)

@@ -263,7 +263,7 @@ def test_a_loose_law_and_a_far_decision_are_said():
     ("change", "words"),
     [
         ({"budget": 0}, "budget is 0; it must be positive"),
-        ({"decide_at": float("inf")}, "decide_at is inf; it must be positive and finite"),
+        ({"decide_at": float("inf")}, "decide_at is inf; it must be positive and at most 1e30 FLOPs"),
         ({"threshold": -1.0}, "threshold is -1; it must be positive"),
         ({"least_cut": 1.0}, "least_cut is 1; it must be at least 0 and below 1"),
         ({"about": "size"}, "about is 'size'; allowed: difference, loss"),

@@ -8,7 +8,7 @@ from tests.planner.made_up_runs import DENSE, MOE, true_loss
 
 from isoflop import count, laws
 from isoflop.errors import InputError
-from isoflop.planner import Template, ladder, plan
+from isoflop.planner import Machine, Template, hardware, ladder, plan
 from isoflop.spec import parse_spec, spec_to_dict
 
 
@@ -273,3 +273,59 @@ def test_template_like_a_spec_gives_the_spec_back():
     assert spec.attention.kv_heads == 2
     template = replace(Template.like(spec, "mine"), granularities=origin.granularities)
     assert spec in ladder(template, largest=1e6)
+
+
+def test_sizes_and_tokens_far_beyond_the_runs_are_said(fits):
+    law = fits["dense"]
+    sizes, tokens = law.runs.numeric("params_total"), law.runs.numeric("tokens")
+    far = plan(flops=1e17, law=law, templates=[DENSE])
+    assert far.best.params_total > 10 * sizes.max()
+    said = [sentence for sentence in far.warnings if sentence.startswith("params_total")]
+    assert said == [
+        f"params_total {laws.exponent(far.best.params_total)} is outside {laws.exponent(sizes.min())} to "
+        f"{laws.exponent(sizes.max())}, where the fit has runs, by more than 10 times: an extrapolation."
+    ]
+    few = plan(flops=3e13, law=law, templates=[DENSE], tokens_available=tokens.min() / 20)
+    assert any(sentence.startswith("tokens") and "more than 10 times" in sentence for sentence in few.warnings)
+    near = plan(flops=5e14, law=law, templates=[DENSE])
+    assert sizes.max() < near.best.params_total < 10 * sizes.max()
+    assert not any(sentence.startswith(("params_", "tokens")) for sentence in near.warnings)
+
+
+def test_what_binds_is_blamed_for_a_loss_worse_than_guessing():
+    found = plan(flops=1e21, law="besiroglu-2024", tokens_available=1e6)
+    assert found.best.loss > np.log(50257)
+    assert "that is because of tokens_available, not of the budget" in found.warnings[0]
+
+
+@pytest.mark.parametrize("flops", [1.01e30, 1e40, 1e300])
+def test_budgets_that_nobody_has_are_refused(flops):
+    with pytest.raises(InputError, match=r"flops is .*; it must be positive and at most 1e30 FLOPs"):
+        plan(flops=flops, law="hoffmann-2022")
+    with pytest.raises(InputError, match=r"hours is 1e\+20, which are .* FLOPs; at most 1e30 are allowed"):
+        plan(hours=1e20, law="hoffmann-2022", machine=Machine(hardware=hardware("h100-sxm")))
+
+
+def _rows(**columns):
+    grid = [(n, d) for n in (1e8, 3e8, 1e9) for d in (2e9, 8e9, 32e9)]
+    return [{"params_total": n, "tokens": d, "loss": 1.7 + 400 / n**0.33 + 2000 / d**0.37, **columns} for n, d in grid]
+
+
+def test_a_law_of_mixed_experts_plans_nothing_dense():
+    mixed = [*_rows(expansion_rate=8, granularity=1), *_rows(expansion_rate=4, granularity=1)]
+    mixed = [{**row, "params_active": row["params_total"] / 3} for row in mixed]
+    law = laws.fit(laws.RunTable(mixed), "chinchilla")
+    with pytest.raises(InputError, match=r"fitted to rows with expansion_rate 4, 8, which it does not read"):
+        plan(flops=1e20, law=law)
+    one = laws.fit(laws.RunTable(mixed).where(expansion_rate=8), "chinchilla")
+    assert plan(flops=1e20, law=one).best.architecture == "moe-e8-g1"
+
+
+def test_fits_of_different_tables_are_said():
+    one = laws.fit(laws.RunTable(_rows(), source="a.csv"), "chinchilla")
+    other = laws.fit(laws.RunTable(_rows(), source="b.csv"), "chinchilla")
+    found = plan(flops=1e20, law={"one": one, "other": other})
+    said = [sentence for sentence in found.warnings if "different tables (a.csv, b.csv)" in sentence]
+    assert len(said) == 1
+    again = laws.fit(laws.RunTable(_rows(), source="a.csv"), "chinchilla")
+    assert not any("different tables" in each for each in plan(flops=1e20, law={"1": one, "2": again}).warnings)

@@ -8,7 +8,7 @@ from typing import Final
 from isoflop.laws import Fit, exponent
 from isoflop.planner.constraints import Constraints
 from isoflop.planner.families import Family
-from isoflop.planner.losses import LossLaw, beyond_runs, constants, knows_uncertainty
+from isoflop.planner.losses import LossLaw, beyond_runs, constants, far_from_runs, knows_uncertainty
 from isoflop.planner.problem import Problem
 from isoflop.planner.result import PlanRow
 
@@ -17,6 +17,10 @@ VOCAB_SIZE: Final = 50257
 
 CONTEXT: Final = 1024
 """Likewise."""
+
+
+_COSTLY: Final = 1e-3
+"""Nats that a limit costs at least to be named as a reason."""
 
 
 def assumed(vocab_size: int | None, context: int | None, problem: Problem) -> list[str]:
@@ -84,6 +88,17 @@ def idle(laws: Mapping[str, LossLaw], families: Sequence[Family]) -> list[str]:
     )
 
 
+def apart(laws: Mapping[str, LossLaw]) -> list[str]:
+    """That fits of different tables are ranked together, if they are."""
+    sources = dict.fromkeys(law.runs.source for law in laws.values() if isinstance(law, Fit) and not law.shared_with)
+    if len(sources) < 2:
+        return []
+    return [
+        f"The laws were fitted to different tables ({', '.join(sources)}): their losses compare only where data, "
+        "tokenizer and loss were the same."
+    ]
+
+
 def _doubts(families: Sequence[Family], rows: Sequence[PlanRow]) -> list[str]:
     """Which of the fits behind the rows are not to be trusted, the best row's first."""
     laws = {family.name: family.law for family in families}
@@ -99,27 +114,49 @@ def _doubts(families: Sequence[Family], rows: Sequence[PlanRow]) -> list[str]:
 
 
 def warnings_of(
-    families: Sequence[Family], rows: Sequence[PlanRow], models: Sequence[PlanRow], problem: Problem
+    families: Sequence[Family],
+    rows: Sequence[PlanRow],
+    models: Sequence[PlanRow],
+    problem: Problem,
+    costs: Mapping[str, float],
 ) -> list[str]:
-    """What the predictions cannot promise: doubtful fits of all rows first, then the best row's own limits."""
+    """What the predictions cannot promise: doubtful fits of all rows first, then the best row's own limits.
+
+    Args:
+        families: what was chosen from.
+        rows: of the plan.
+        models: of the plan.
+        problem: what was asked.
+        costs: nats that each limit costs.
+    """
     best, flops = rows[0], problem.flops
     family = next(family for family in families if family.name == best.architecture)
     law = constants(family.law)
     sentences = _doubts(families, rows)
     guessing = math.log(best.template.vocab_size)
     if best.loss > guessing:
+        binding = [name for name, cost in costs.items() if best.loss - cost <= guessing]
+        limits = [name for name, cost in costs.items() if cost > _COSTLY]
+        if binding:
+            why = f"that is because of {' and '.join(binding)}, not of the budget"
+        else:
+            within = f" within {' and '.join(limits)}" if limits else ""
+            why = f"a budget of {exponent(flops)} FLOPs{within} is too small for law {law.name}"
         sentences.append(
             f"The predicted loss {best.loss:.3g} is worse than guessing among {best.template.vocab_size} tokens, which "
-            f"has {guessing:.3g}: a budget of {exponent(flops)} FLOPs is too small for law {law.name}."
+            f"has {guessing:.3g}: {why}."
         )
     by_name = {each.name: each.law for each in families}
-    leaders = {row.architecture: row for row in rows}.values()
+    leaders: dict[str, PlanRow] = {}
+    for row in rows:
+        leaders.setdefault(row.architecture, row)
     sentences += beyond_runs(
         (by_name[row.architecture], column, float(getattr(row, column)))
-        for row in leaders
+        for row in leaders.values()
         for column in ("granularity", "expansion_rate")
         if column == "expansion_rate" or row.n_experts > 1
     )
+    sentences += far_from_runs((by_name[row.architecture], row.read) for row in leaders.values())
     if isinstance(family.law, Fit) and not knows_uncertainty(family.law):
         sentences.append("The fit has no bootstrap draws, or no more rows than parameters: no prediction interval.")
     asked = replace(law, warnings=[])

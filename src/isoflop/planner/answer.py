@@ -10,6 +10,7 @@ from isoflop.errors import InputError
 from isoflop.laws import Law, published
 from isoflop.planner.candidates import GRANULARITIES
 from isoflop.planner.losses import LossLaw, beyond_runs, constants, knows_uncertainty, tried
+from isoflop.planner.problem import checked_flops
 
 _WORDS: Final[Mapping[str, str]] = {
     "expert_attention_ratio": "best FLOPs of expert layers / FLOPs of attention layers",
@@ -74,8 +75,7 @@ def answer(
     Raises:
         InputError: if a number is out of range, or the law reads what neither says.
     """
-    if not 0 < flops < np.inf:
-        raise InputError(f"flops is {flops:g}; it must be positive and finite.")
+    checked_flops("flops", flops)
     fitted: LossLaw = published(law) if isinstance(law, str) else law
     known = constants(fitted)
     unknown = [name for name in known.form.columns if name not in ("flops", "sparsity", "granularity")]

@@ -55,6 +55,38 @@ def named_laws(law: str | LossLaw | Mapping[str, LossLaw]) -> dict[str, LossLaw]
     return laws
 
 
+def check_experts(laws: Mapping[str, LossLaw]) -> list[str]:
+    """A sentence for each fit of several granularities that its law does not read.
+
+    Raises:
+        InputError: if a fit's rows have experts that its law does not tell apart, so that nobody knows which models it
+            is of; where templates say what to build, that is theirs to know.
+    """
+    notes = []
+    for fitted in laws.values():
+        if not isinstance(fitted, Fit):
+            continue
+        rates, finer = tried(fitted, "expansion_rate"), tried(fitted, "granularity")
+        column, values, remedy = "expansion_rate", rates, "fit the rows of one"
+        if rates is None and "n_experts" in fitted.runs:
+            counts = fitted.runs.numeric("n_experts")
+            column, values = "n_experts", np.unique(counts[counts > 1])
+            remedy = 'say their expansion rate (--set "expansion_rate=n_experts/top_k") and fit the rows of one'
+        if values is not None and len(values) > (rates is not None) and not knows(fitted, "expansion_rate"):
+            listed = ", ".join(f"{value:g}" for value in values[:6]) + (" …" if len(values) > 6 else "")
+            raise InputError(
+                f"law {fitted.form.name} was fitted to rows with {column} {listed}, which it does not read, so that "
+                f"the experts of what it would plan are unknown; {remedy}, or a law that reads expansion_rate, or give "
+                "templates of what is to be built."
+            )
+        if finer is not None and len(finer) > 1 and not knows(fitted, "granularity"):
+            notes.append(
+                f"Law {fitted.form.name} was fitted to rows with granularity {finer[0]:g} to {finer[-1]:g}, which it "
+                "does not read: its predictions are of their mixture, and candidates have granularity 1."
+            )
+    return notes
+
+
 def agreed_convention(laws: Mapping[str, LossLaw], convention: str | None) -> str:
     """The convention that the budget is counted in.
 

@@ -89,6 +89,11 @@ class Constraints:
             if limit is not None:
                 yield name, float(limit)
 
+    @property
+    def cap_models(self) -> bool:
+        """Whether a limit bounds the size of models, by parameters, memory or the time of a token."""
+        return any(getattr(self, name) is not None for name, _ in _CAPS)
+
     def without(self, name: str) -> "Constraints":
         """The same constraints but this one, and what means nothing without it."""
         if name == "tokens_available":

@@ -5,7 +5,7 @@ from typing import Final, TypeGuard
 
 import numpy as np
 
-from isoflop.laws import Fit, Law
+from isoflop.laws import Fit, Law, exponent
 from isoflop.planner.problem import Columns
 
 LossLaw = Law | Fit
@@ -13,6 +13,13 @@ LossLaw = Law | Fit
 
 WITH_EMBEDDING: Final = frozenset({"hoffmann-2022", "besiroglu-2024", "ludziejewski-2025", "muennighoff-2023"})
 """Published laws whose N counts embedding and head, in 6·N·D as well (see their `symbols`)."""
+
+
+FAR: Final = 10.0
+"""Sizes and tokens beyond this multiple of the largest of a fit's rows, or below this part of the smallest, are warned
+of."""
+
+_SIZES: Final = ("params_active", "params_total", "tokens")
 
 
 def constants(law: LossLaw) -> Law:
@@ -70,6 +77,32 @@ def beyond_runs(asked: Iterable[tuple[LossLaw, str, float]]) -> list[str]:
         "extrapolation."
         for (column, low, high), values in found.items()
     ]
+
+
+def far_from_runs(asked: Iterable[tuple[LossLaw, Mapping[str, float]]]) -> list[str]:
+    """A sentence for each of size and tokens that lies more than FAR times beyond those of a fit's rows.
+
+    Args:
+        asked: law, and what it reads of a candidate.
+    """
+    found: dict[tuple[str, float, float], list[float]] = {}
+    for law, read in asked:
+        if not isinstance(law, Fit):
+            continue
+        for column in _SIZES:
+            if column in read and column in law.runs:
+                rows = law.runs.numeric(column)
+                low, high = float(np.nanmin(rows)), float(np.nanmax(rows))
+                if not low / FAR * (1 - 1e-6) <= read[column] <= high * FAR * (1 + 1e-6):
+                    found.setdefault((column, low, high), []).append(read[column])
+    sentences = []
+    for (column, low, high), values in found.items():
+        named = " to ".join(dict.fromkeys(exponent(value) for value in (min(values), max(values))))
+        sentences.append(
+            f"{column} {named} is outside {exponent(low)} to {exponent(high)}, where the fit has runs, by more "
+            f"than {FAR:g} times: an extrapolation."
+        )
+    return sentences
 
 
 def predict(law: LossLaw, columns: Columns) -> np.ndarray:

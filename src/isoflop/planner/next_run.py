@@ -18,6 +18,7 @@ from isoflop.laws import Fit, exponent
 from isoflop.planner._decision import Choice, Decision, Grid, effective_variance, noise_of, repeat_noise
 from isoflop.planner._experiments import families_of
 from isoflop.planner.losses import beyond_runs
+from isoflop.planner.problem import checked_flops
 
 About = Literal["difference", "loss"]
 
@@ -304,9 +305,10 @@ def _check(
 ) -> None:
     if not fits:
         raise InputError("fits is an empty mapping; give at least one fit.")
-    for name, value in (("budget", budget), ("decide_at", decide_at), ("threshold", threshold)):
-        if value is not None and not 0 < value < math.inf:
-            raise InputError(f"{name} is {value:g}; it must be positive and finite.")
+    checked_flops("budget", budget)
+    checked_flops("decide_at", decide_at)
+    if threshold is not None and not 0 < threshold < math.inf:
+        raise InputError(f"threshold is {threshold:g}; it must be positive and finite.")
     if about not in (None, "difference", "loss"):
         raise InputError(f"about is {about!r}; allowed: difference, loss.")
     if not 0 <= least_cut < 1:

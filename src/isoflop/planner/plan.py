@@ -9,9 +9,10 @@ import numpy as np
 
 from isoflop.errors import InputError
 from isoflop.laws import exponent
-from isoflop.planner._sentences import CONTEXT, VOCAB_SIZE, assumed, idle, of_limits, told_apart, warnings_of
+from isoflop.planner._sentences import CONTEXT, VOCAB_SIZE, apart, assumed, idle, of_limits, told_apart, warnings_of
 from isoflop.planner.candidates import (
     agreed_convention,
+    check_experts,
     continuous_families,
     default_templates,
     ladder_families,
@@ -24,7 +25,7 @@ from isoflop.planner.hardware import Machine
 from isoflop.planner.ladder import SPACING
 from isoflop.planner.losses import LossLaw, draws, knows_uncertainty
 from isoflop.planner.optimum import with_size_intervals
-from isoflop.planner.problem import Problem
+from isoflop.planner.problem import MOST_FLOPS, Problem, checked_flops
 from isoflop.planner.result import Curve, Plan, PlanRow
 from isoflop.planner.speed import SpeedTable
 from isoflop.planner.template import Template
@@ -35,6 +36,10 @@ _GPU_MULTIPLE: Final = 64
 
 _BUILDABLE: Final = (3, 2)
 """Continuous rows, best first, for which integer models are given, and how many of each."""
+
+
+_BETTER: Final = 0.001
+"""Nats by which an integer model must be better than the best continuous shape of its kind to stand beside it."""
 
 
 def plan(
@@ -110,6 +115,7 @@ def plan(
     if not templates and multiple is None and on_gpu:
         multiple = _GPU_MULTIPLE
         notes.append(f"widths of models are multiples of {multiple}, as GPUs like; `multiple` changes that.")
+    mixtures = [] if templates else check_experts(laws)
     if not templates and convention not in CONVENTIONS and vocab_size is not None and context is not None:
         templates = default_templates(laws, vocab_size, context)
     families: Sequence[Family]
@@ -133,13 +139,16 @@ def plan(
     rows, curves = _solve(families, problem)
     if not rows:
         raise _nothing_left(families, problem)
+    models = _models(families, rows, problem)
+    if constraints.cap_models:
+        rows = _with_better_models(rows, models)
     rows = with_size_intervals(families, rows, problem)
     other = None
     if speed is not None:
         compared, _ = _solve(families, replace(problem, timed=not timed))
         other = compared[0] if compared else None
         notes.append(speed.note)
-    models = _models(families, rows, problem)
+    costs = _costs(families, problem, rows[0].loss)
     ties = _ties(families, rows, problem)
     if ties is not None:
         notes.append(told_apart(rows, ties, level))
@@ -148,8 +157,14 @@ def plan(
         convention=convention,
         table=tuple(rows),
         curves=tuple(curves),
-        constraint_costs=_costs(families, problem, rows[0].loss),
-        warnings=(*warnings_of(families, rows, models, problem), *left_out, *idle(laws, families)),
+        constraint_costs=costs,
+        warnings=(
+            *warnings_of(families, rows, models, problem, costs),
+            *mixtures,
+            *apart(laws),
+            *left_out,
+            *idle(laws, families),
+        ),
         notes=(*notes, *of_limits(constraints, problem)),
         ties=ties,
         models=models,
@@ -172,9 +187,7 @@ def _budget(flops: float | None, device_hours: float | None, hours: float | None
             f"{', '.join(given)}."
         )
     if flops is not None:
-        if not 0 < flops < math.inf:
-            raise InputError(f"flops is {flops:g}; it must be positive and finite.")
-        return flops
+        return checked_flops("flops", flops)
     if machine is None:
         raise InputError(f"{names[0]} is given without a machine; say what hardware the hours are of.")
     if hours is not None:
@@ -182,7 +195,13 @@ def _budget(flops: float | None, device_hours: float | None, hours: float | None
             raise InputError(f"hours is {hours:g}; it must be positive and finite.")
         device_hours = hours * machine.devices
     assert device_hours is not None
-    return machine.flops(device_hours)
+    found = machine.flops(device_hours)
+    if found > MOST_FLOPS:
+        raise InputError(
+            f"{names[0]} is {given[names[0]]:g}, which are {exponent(found)} FLOPs; at most {exponent(MOST_FLOPS)} are "
+            "allowed."
+        )
+    return found
 
 
 def _check_machine(constraints: Constraints, machine: Machine | None) -> None:
@@ -227,6 +246,21 @@ def _models(families: Sequence[Family], rows: Sequence[PlanRow], problem: Proble
         if isinstance(family, ContinuousFamily):
             found += family.models(row, problem, each)
     return tuple(sorted(found, key=lambda row: row.loss))
+
+
+def _with_better_models(rows: Sequence[PlanRow], models: Sequence[PlanRow]) -> list[PlanRow]:
+    """The rows, and the integer models that are better than the continuous shape of their kind, best first.
+
+    A continuous shape has one aspect, and what it takes is interpolated: where a limit binds, a model of another aspect
+    may be allowed although that shape of its size is not. Not so for laws whose N holds the embedding: limits on
+    parameters then mean another N for shapes than for models.
+    """
+    least: dict[str, float] = {}
+    for row in rows:
+        if not row.with_embedding:
+            least.setdefault(row.architecture, row.loss)
+    better = [model for model in models if model.loss < least.get(model.architecture, -math.inf) - _BETTER]
+    return sorted([*rows, *better], key=lambda row: (row.loss, row.granularity))
 
 
 def _ties(families: Sequence[Family], rows: Sequence[PlanRow], problem: Problem) -> tuple[str, ...] | None:

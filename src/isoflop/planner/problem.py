@@ -6,12 +6,28 @@ from typing import Final
 
 import numpy as np
 
-from isoflop.laws import Repetition, published
+from isoflop.errors import InputError
+from isoflop.laws import Repetition, exponent, published
 from isoflop.planner.constraints import Constraints
 from isoflop.planner.hardware import Machine
 from isoflop.planner.speed import SpeedTable
 
 Columns = dict[str, np.ndarray]
+
+MOST_FLOPS: Final = 1e30
+"""Largest budget of training FLOPs that a plan is made for: thousands of times the largest that anyone has spent."""
+
+
+def checked_flops(name: str, flops: float) -> float:
+    """The number of FLOPs.
+
+    Raises:
+        InputError: if it is not positive, or beyond MOST_FLOPS.
+    """
+    if not 0 < flops <= MOST_FLOPS:
+        raise InputError(f"{name} is {flops:g}; it must be positive and at most {exponent(MOST_FLOPS)} FLOPs.")
+    return flops
+
 
 _COSTS: Final = frozenset({"training_flops_per_token", "inference_flops_per_token", "expert_share"})
 
