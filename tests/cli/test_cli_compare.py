@@ -55,7 +55,7 @@ def test_the_table_fits_a_hundred_columns(runs: str) -> None:
     [
         ((), "a comparison needs at least two"),
         (("--law", "chinchilla", "--law", "cubic"), "law is 'cubic'; allowed: chinchilla"),
-        (("--law", "chinchilla", "--law", "joint", "--holdout", "2"), "largest is 2"),
+        (("--law", "chinchilla", "--law", "joint", "--holdout", "2"), "--holdout is 2"),
     ],
 )
 def test_mistakes_are_one_sentence(runs: str, arguments: tuple[str, ...], says: str) -> None:

@@ -35,6 +35,7 @@ N, D, LOSS = (SOUND[name] for name in ("params_total", "tokens", "loss"))
         ({"tokens": at(D, 0, 0)}, "row 1: tokens is 0; it must be positive"),
         ({"params_total": at(N, 11, -1)}, "row 12: params_total is -1; it must be positive"),
         ({"loss": np.exp(LOSS + 2)}, 'all of them are: if they are perplexities, use --set "loss=log'),
+        ({"loss": np.exp(LOSS)}, 'they look like perplexities: then use --set "loss=log'),
         ({"loss": at(LOSS, 5, 31.0)}, r'row 6: loss is 31, .* 1 of 12 rows are: correct .* --where "loss<20"'),
         ({"tokens": D / 1e9}, r'row 1: tokens is 2 beside 1e\+08 params_total, which looks like billions'),
         ({"tokens": D / 1e6}, r'looks like millions .* write 2000M, or use --set "tokens=tokens\*1e6"'),

@@ -92,6 +92,14 @@ def test_json_lines(tmp_path: Path) -> None:
     assert np.isnan(runs["loss"][1])
 
 
+@pytest.mark.parametrize("name", ["runs.json", "runs.jsonl"])
+def test_an_array_of_objects(tmp_path: Path, name: str) -> None:
+    rows = [{"params_total": 1e9, "tokens": "2B", "loss": 2.5}, {"params_total": 2e9, "tokens": "4B", "loss": 2.2}]
+    runs = read_runs(csv_file(tmp_path, json.dumps(rows, indent=1), name))
+    assert runs["tokens"].tolist() == [2e9, 4e9]
+    assert runs.labels == ["entry 1", "entry 2"]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "columns", "says"),
     [
@@ -100,9 +108,10 @@ def test_json_lines(tmp_path: Path) -> None:
         ("runs.csv", "a,a\n1,2\n", {}, "column 'a' appears twice"),
         ("runs.csv", "a,b\n", {}, "has no rows"),
         ("runs.csv", "", {}, "has no rows"),
-        ("runs.xlsx", "a", {}, "readable are .csv, .tsv, .jsonl (also .gz of these) and .parquet"),
+        ("runs.xlsx", "a", {}, "readable are .csv, .tsv, .jsonl, .json (also .gz of these) and .parquet"),
         ("runs.jsonl", '{"a": 1}\n{"a": \n', {}, "line 2 is not JSON"),
-        ("runs.jsonl", "[1]\n", {}, "line 1 holds list"),
+        ("runs.jsonl", "[1]\n", {}, "entry 1 holds int"),
+        ("runs.csv", "a;b\n1;2\n", {}, "line 1: its header is the one cell 'a;b', which semicolons seem to divide"),
         ("runs.parquet", "not parquet", {}, "cannot be read"),
     ],
 )

@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 failed, 2 wrong input. Verbs import their rooms inside the
 instant.
 """
 
+import os
 import sys
 import warnings
 from typing import Any
@@ -20,6 +21,7 @@ def main() -> None:
     warnings.showwarning = _show_warning
     try:
         code = app(standalone_mode=False)
+        sys.stdout.flush()
     except UsageError as error:
         _fail(explanation(error), 2)
     except InputError as error:
@@ -28,9 +30,19 @@ def main() -> None:
         _fail(f"failed: {error}", 1)
     except KeyboardInterrupt:
         _fail("stopped.", 130)
+    except SystemExit as error:
+        if not isinstance(error.__context__, BrokenPipeError):  # which the parser and the tables turn into 1
+            raise
+        _leave_closed_pipe()
     except BrokenPipeError:
-        sys.exit(0)
+        _leave_closed_pipe()
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _leave_closed_pipe() -> None:
+    """End well after a reader such as `head` has seen enough, without a word from the interpreter's own flush."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(0)
 
 
 def _fail(line: str, code: int) -> None:

@@ -1,9 +1,12 @@
 """What `isoflop fit` prints."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from isoflop.cli._common import print_table, si
+from isoflop.errors import InputError
 
 if TYPE_CHECKING:
     from isoflop.laws import Fit, Holdout, LackOfFit, NoiseFloor, Profile
@@ -12,6 +15,54 @@ _FLOPS = ("flops", "budget")
 """Columns that count FLOPs."""
 
 Rows = list[list[str]]
+_Value = TypeVar("_Value")
+
+_OPTIONS: Final = {
+    "huber_delta": "--huber-delta",
+    "bootstrap": "--bootstrap",
+    "draws": "--posterior",
+    "pinned": "--pin",
+    "prior": "--prior",
+    "leave_out": "--leave-out",
+    "profile": "--profile",
+    "largest": "--holdout",
+    "laws": "--law",
+    "law": "--law",
+    "restarts": "--restarts",
+    "seed": "--seed",
+    "level": "--level",
+}
+"""Arguments of the library, with which its sentences begin → options of the command line."""
+
+
+@contextmanager
+def options_as_typed() -> Iterator[None]:
+    """Errors that begin with an argument of the library begin with the option that was typed."""
+    try:
+        yield
+    except InputError as error:
+        first, _, rest = str(error).partition(" ")
+        if first not in _OPTIONS or (first == "law" and not rest.startswith("is ")):
+            raise
+        raise InputError(f"{_OPTIONS[first]} {rest}") from None
+
+
+def once(option: str, pairs: Iterable[tuple[str, _Value]]) -> dict[str, _Value]:
+    """Values by name; InputError where an option names one twice."""
+    found: dict[str, _Value] = {}
+    for name, value in pairs:
+        if name in found:
+            raise InputError(f"{option} {name} is given twice; give it once.")
+        found[name] = value
+    return found
+
+
+def check_delta(text: str) -> None:
+    """Raise InputError if --huber-delta is neither a number nor a word that it knows."""
+    from isoflop.laws import parse_number
+
+    if text.strip().lower() not in ("l1", "l2", "none") and parse_number(text) is None:
+        raise InputError(f"--huber-delta is {text!r}; it must be a positive number, l1 or l2.")
 
 
 def print_parameters(fitted: "Fit", intervals: Mapping[str, tuple[float, float]], heading: str, title: str) -> None:
@@ -21,7 +72,7 @@ def print_parameters(fitted: "Fit", intervals: Mapping[str, tuple[float, float]]
         interval = intervals.get(parameter.name)
         between = "pinned" if parameter.name in fitted.pinned else "–"
         if interval is not None and parameter.name not in fitted.pinned:
-            between = f"{interval[0]:.5g} … {interval[1]:.5g}"
+            between = f"{_short(interval[0])} … {_short(interval[1])}"
         rows.append([parameter.name, f"{fitted.parameters[parameter.name]:.5g}", between, parameter.meaning])
     print_table(title, ["parameter", "value", heading, "meaning"], rows)
 
@@ -33,7 +84,7 @@ def about_fit(fitted: "Fit") -> Rows:
         ["", fitted.message],
         ["rows fitted", str(fitted.n_rows) + (f" ({fitted.n_left_out} not done)" if fitted.n_left_out else "")],
         ["objective (sum)", f"{fitted.objective:.8g}"],
-        ["noise of ln loss", f"{fitted.noise:.2%}"],
+        ["noise of ln loss", "not known" if math.isnan(fitted.noise) else f"{fitted.noise:.2%}"],
     ]
     if fitted.weights is not None:
         rows.append(["weights", f"column {fitted.weights}"])
@@ -95,6 +146,11 @@ def print_left_out(by: str, scores: Mapping[Any, "Holdout"]) -> None:
 
 def _side(score: "Holdout") -> str:
     return f"measured lies {abs(score.bias):.2%} {'above' if score.bias > 0 else 'below'} predicted on average"
+
+
+def _short(value: float) -> str:
+    """Five digits, and powers of ten for what is far from one."""
+    return f"{value:.2e}" if value and not 1e-4 <= abs(value) < 1e6 else f"{value:.5g}"
 
 
 def _value(value: Any) -> str:

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from isoflop.cli._common import JsonFlag, print_json, print_table
+from isoflop.cli._fit_tables import check_delta, options_as_typed
 from isoflop.cli._tables import (
     BestOfOption,
     ColumnOption,
@@ -40,17 +41,19 @@ def compare(
     """Compare scaling laws on the same runs: held-out error first, then AICc and BIC."""
     from isoflop import laws
 
+    check_delta(huber_delta)
     table, _ = read_table(runs, column, where, assign, last_of, best_of)
-    found = laws.compare(
-        table,
-        law or [],
-        huber_delta=delta(huber_delta),
-        weights=weight,
-        by=holdout_by,
-        largest=holdout,
-        seed=seed,
-        restarts=restarts,
-    )
+    with options_as_typed():
+        found = laws.compare(
+            table,
+            law or [],
+            huber_delta=delta(huber_delta),
+            weights=weight,
+            by=holdout_by,
+            largest=holdout,
+            seed=seed,
+            restarts=restarts,
+        )
     if json:
         print_json(found.to_dict())
         return
@@ -71,7 +74,9 @@ def compare(
                 "–" if each.fit is None else each.fit.status,
             ]
         )
-    title = f"{runs} · {found.n_rows} rows · the largest {holdout:.0%} by {holdout_by} held out"
+    counts = dict.fromkeys(str(each.holdout.n_held_out) for each in found.laws if each.holdout is not None)
+    held_out = f"the largest {' or '.join(counts)} by {holdout_by} held out" if counts else "none held out"
+    title = f"{runs} · {found.n_rows} rows · {held_out}"
     print_table(title, ["law", "held out", "in sample", "ΔAICc", "ΔBIC", "parameters", "status"], rows)
     notes = [["errors", "root mean square of ln(measured / predicted)"], ["AICc, BIC", f"noise {found.likelihood}"]]
     notes += [[each.law, each.problem] for each in found.laws if each.problem]

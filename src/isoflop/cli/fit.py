@@ -11,6 +11,9 @@ from isoflop.cli._fit_tables import (
     about_holdout,
     about_profiles,
     about_repeats,
+    check_delta,
+    once,
+    options_as_typed,
     print_left_out,
     print_parameters,
 )
@@ -86,31 +89,35 @@ def fit(
 ) -> None:
     """Fit a scaling law to training runs."""
     from isoflop import laws
+    from isoflop.laws.cautions import cautions
 
     table, n_read = read_table(runs, column, where, assign, last_of, best_of)
-    pinned = {name: number("--pin", name, text) for name, text in (_assignment("--pin", text) for text in pin or ())}
-    fitted = laws.fit(
-        table,
-        law,
-        huber_delta=_objective(loss, huber_delta),
-        weights=weight,
-        bootstrap=bootstrap,
-        pinned=pinned,
-        priors=dict(prior(text) for text in priors or ()),
-        seed=seed,
-        restarts=restarts,
-        groups=groups,
-    )
+    delta = _objective(loss, huber_delta)
+    pinned = once("--pin", [_assignment("--pin", text) for text in pin or ()])
     sampled = None
-    if posterior:
-        sampled = laws.posterior(fitted, draws=posterior, seed=seed)
-        fitted = sampled.fit
-    intervals = fitted.interval(level)
-    score, without_score = _score(fitted, holdout_by, holdout)
-    left_out = fitted.leave_out(leave_out) if leave_out is not None else {}
-    profiles = [laws.profile(fitted, name, level=level) for name in profile or ()]
+    with options_as_typed():
+        fitted = laws.fit(
+            table,
+            law,
+            huber_delta=delta,
+            weights=weight,
+            bootstrap=bootstrap,
+            pinned={name: number("--pin", name, text) for name, text in pinned.items()},
+            priors=once("--prior", [prior(text) for text in priors or ()]),
+            seed=seed,
+            restarts=restarts,
+            groups=groups,
+        )
+        if posterior:
+            sampled = laws.posterior(fitted, draws=posterior, seed=seed)
+            fitted = sampled.fit
+        intervals = fitted.interval(level)
+        score, doubts = _score(fitted, holdout_by, holdout)
+        left_out = fitted.leave_out(leave_out) if leave_out is not None else {}
+        profiles = [laws.profile(fitted, name, level=level) for name in profile or ()]
     floor = laws.noise_floor(fitted.runs, fitted.form.columns, target=fitted.form.target, level=level)
     lack = laws.lack_of_fit(fitted) if floor is not None else None
+    doubts += cautions(fitted, intervals, score, floor)
     if out is not None:
         laws.save_fit(fitted, out)
     if json:
@@ -140,7 +147,7 @@ def fit(
             "noise_floor": None if floor is None else floor.to_dict(),
             "lack_of_fit": None if lack is None else lack.to_dict(),
             "posterior": None if sampled is None else sampled.to_dict(),
-            "warnings": fitted.warnings + without_score,
+            "warnings": fitted.warnings + doubts,
             "notes": fitted.runs.notes,
         }
         print_json(document)
@@ -151,7 +158,7 @@ def fit(
         if sampled is not None:
             length = f"{sampled.steps} steps of autocorrelation time {sampled.autocorrelation_time:.0f}"
             about.append(["posterior", f"{posterior} draws from {length}, R̂ ≤ {max(sampled.r_hat.values()):.3f}"])
-        about += [["warning", sentence] for sentence in (*fitted.warnings, *without_score)]
+        about += [["warning", sentence] for sentence in (*fitted.warnings, *doubts)]
         about += [["note", sentence] for sentence in fitted.runs.notes]
         print_table("", ["quantity", "value"], about)
         if leave_out is not None:
@@ -165,6 +172,7 @@ def fit(
 def _objective(loss: str, huber_delta: str) -> float | None:
     """The delta of the loss that is named."""
     word = loss.strip().lower()
+    check_delta(huber_delta)
     if word == "huber":
         return _delta(huber_delta)
     if word not in ("l1", "l2"):
@@ -180,6 +188,8 @@ def _score(fitted: "Fit", by: str, share: float) -> "tuple[Holdout | None, list[
         return None, []
     if not 0 < share < 1:
         raise InputError(f"--holdout is {share:g}; it must be at least 0 and below 1.")
+    if by != "flops":
+        fitted.runs[by]  # says which columns there are; flops alone are not asked for
     try:
         return fitted.holdout(by=by, largest=share), []
     except InputError as error:

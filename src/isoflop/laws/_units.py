@@ -6,6 +6,7 @@ from isoflop.errors import InputError
 from isoflop.laws.table import RunTable
 
 _HIGHEST = 20.0  # nats per token; a uniform guess among 500 million tokens
+_USUAL_LOSS = 8.0  # nats per token; the median of runs that have learnt anything is below
 _LOWEST = 0.3  # nats per token; the smallest irreducible loss that was published is 0.47
 _APART = 100.0  # flops and 6ND differ by less, whatever is counted beside the matrices
 _SHORT = 1e4  # no run has so few tokens that its parameters are this many times more
@@ -65,9 +66,17 @@ def _check_loss(table: RunTable) -> None:
     row = int(np.argmax(high))
     if high.all():
         guess = 'all of them are: if they are perplexities, use --set "loss=log(loss)"'
+    elif np.nanmedian(losses) > _USUAL_LOSS:
+        guess = (
+            f"with a median of {np.nanmedian(losses):.3g} they look like perplexities: then use --set "
+            '"loss=log(loss)"; leaving rows out would not mend the others'
+        )
     else:
         count = f"{int(high.sum())} of {len(table)} rows are"
-        guess = f'{count}: correct them, or leave them out with --where "loss<{_HIGHEST:g}"'
+        remedy = (
+            f'use --set "loss=log(loss)" if they are perplexities, or leave them out with --where "loss<{_HIGHEST:g}"'
+        )
+        guess = f"{count}: correct them, {remedy}"
     raise InputError(
         f"{table.source} {table.labels[row]}: {table.in_file('loss')} is {losses[row]:g}, which is above {_HIGHEST:g} "
         f"nats per token; {guess}."

@@ -26,6 +26,8 @@ L1_DELTA: Final = 1e-7
 
 _HARDLY_ANY = 2  # rows to spare, with which noise and intervals are hardly known
 _EXPERTS = {"expansion_rate", "granularity", "sparsity", "n_experts", "top_k"}
+_TUNED = ("learning_rate", "lr", "batch_tokens", "batch_size", "bs", "weight_decay", "warmup")
+_RESTARTS = 16  # the default, which says nothing of what is wanted
 _SHOWN = 8  # values of a column that a warning lists
 
 
@@ -75,6 +77,7 @@ def fit(
     table, left_out = fit_rows(weighted, form, several_of=groups)
     pinned = without_columns(form, table) | dict(pinned or {})
     fixed = check_options(form, huber_delta=delta, bootstrap=bootstrap, pinned=pinned, restarts=restarts)
+    check_seed(seed)
     if form.asymptote in fixed:
         check_asymptote(form, table, fixed[form.asymptote])
     return _fitted(
@@ -120,7 +123,8 @@ def _fitted(
     if priors:
         noise = _noise_without(priors, form, table, pinned, delta, weights, restarts)
         problem = problem.penalised(penalty(problem, priors, noise))
-    solution = minimise_from(problem, starts(problem, restarts, rng))
+    begin = starts(problem, restarts, rng)
+    solution = minimise_from(problem, begin)
     best = solution.coordinates[[solution.best()]]
     diagnosis = diagnose(problem, solution)
     draws = {}
@@ -146,7 +150,12 @@ def _fitted(
         runs=table,
         seed=seed,
         restarts=restarts,
-        warnings=[*mixed(table, form), *hardly_any(len(table), free)],
+        warnings=[
+            *mixed(table, form),
+            *swept(table, form),
+            *hardly_any(len(table), free),
+            *_fewer(restarts, len(begin)),
+        ],
     )
 
 
@@ -178,7 +187,7 @@ def delta_named(value: float | str | None) -> float | None:
             raise InputError(f"huber_delta is {value!r}; it must be a positive number, 'l1' or 'l2'.")
         return L1_DELTA if value == "l1" else None
     if value is not None and not 0 < value < np.inf:
-        raise InputError(f"huber_delta is {value:g}; it must be positive, or None for least squares.")
+        raise InputError(f"huber_delta is {value:g}; it must be positive, 'l1', or 'l2' for least squares.")
     return value
 
 
@@ -326,6 +335,12 @@ def check_options(
     return fixed
 
 
+def check_seed(seed: int) -> None:
+    """Raise InputError at a seed that no generator takes."""
+    if seed < 0:
+        raise InputError(f"seed is {seed}; it must be a whole number of at least 0.")
+
+
 def check_asymptote(form: Form, table: RunTable, pinned: float) -> None:
     """Raise InputError if a law whose other terms are positive cannot come down to a measured loss."""
     losses = table.numeric(form.target)
@@ -363,6 +378,36 @@ def mixed(table: RunTable, form: Form) -> list[str]:
                 "token does not use: its predictions hold for models like these, not for dense ones."
             )
     return sentences
+
+
+def swept(table: RunTable, form: Form) -> list[str]:
+    """Whether most rows share what the law reads with others and differ in how they were trained."""
+    tuned = [name for name in _TUNED if name in table and name not in form.columns]
+    if not tuned:
+        return []
+    cells = [name for name in form.columns if name not in table.derived and name not in form.optional]
+    cells += [name for name in form.optional if name in table and len(set(table[name].tolist())) > 1]
+    cells = list(dict.fromkeys(cells))
+    places = list(zip(*(table[name].tolist() for name in cells), strict=True))
+    settings: dict[tuple[object, ...], set[tuple[object, ...]]] = {}
+    for place, setting in zip(places, zip(*(table[name].tolist() for name in tuned), strict=True), strict=True):
+        settings.setdefault(place, set()).add(setting)
+    count = sum(len(settings[place]) > 1 for place in places)
+    if 2 * count <= len(table):
+        return []
+    tuned = [name for name in tuned if len(set(table[name].tolist())) > 1]
+    listed = ",".join(cells)
+    return [
+        f"{count} of {len(table)} rows share {', '.join(cells)} with others and differ in {', '.join(tuned)}, which "
+        f"the law takes for noise; keep the lowest loss of each with --best-of {listed}."
+    ]
+
+
+def _fewer(restarts: int, made: int) -> list[str]:
+    """What to know of more restarts than a law has starting points."""
+    if restarts <= max(made, _RESTARTS):
+        return []
+    return [f"restarts is {restarts}, and with these parameters there are only {made} starting points that differ."]
 
 
 def hardly_any(n_rows: int, n_free: int) -> list[str]:

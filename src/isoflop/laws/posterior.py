@@ -74,6 +74,8 @@ def posterior(
         raise InputError("a posterior needs emcee: pip install 'isoflop[bayes]'.") from None
     if draws < 100:
         raise InputError(f"draws is {draws}; a posterior needs at least 100.")
+    if seed < 0:
+        raise InputError(f"seed is {seed}; it must be a whole number of at least 0.")
     if noise not in ("student", "normal"):
         raise InputError(f"noise is {noise!r}; it must be 'student' or 'normal'.")
     if fit.n_rows <= fit.n_free:

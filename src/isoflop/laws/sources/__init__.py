@@ -13,7 +13,7 @@ from isoflop.laws.sources import delimited, json_lines, parquet, tensorboard, wa
 Labelled = list[tuple[str, dict[str, Any]]]
 """Each row's place in its source, and its cells by column."""
 
-_FILES = ".csv, .tsv, .jsonl (also .gz of these) and .parquet"
+_FILES = ".csv, .tsv, .jsonl, .json (also .gz of these) and .parquet"
 _DIRECTORIES = "a study (runs.csv), Weights & Biases runs (files/wandb-summary.json) or TensorBoard event files"
 
 
@@ -31,7 +31,7 @@ def source_rows(path: Path) -> Labelled:
             return list(wandb.flattened(delimited.rows(path, ",")))
         case ".tsv":
             return list(delimited.rows(path, "\t"))
-        case ".jsonl" | ".ndjson":
+        case ".jsonl" | ".ndjson" | ".json":
             return list(wandb.flattened(json_lines.rows(path)))
         case ".parquet" if name == path.name.lower():
             return parquet.rows(path)

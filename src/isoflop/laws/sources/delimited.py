@@ -28,6 +28,7 @@ def rows(path: Path, delimiter: str) -> Iterator[tuple[str, dict[str, str]]]:
                     continue
                 if not header:
                     header = [name.strip() for name in cells]
+                    _check_separator(path, line, header, delimiter)
                     doubled = sorted(name for name in header if header.count(name) > 1)
                     if doubled:
                         raise InputError(f"{path} {line}: column {doubled[0]!r} appears twice; rename one.")
@@ -42,6 +43,19 @@ def rows(path: Path, delimiter: str) -> Iterator[tuple[str, dict[str, str]]]:
             raise InputError(f"{path} is not a table of text in UTF-8: {error}.") from None
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise InputError(f"{path} cannot be unpacked: {error}.") from None
+
+
+def _check_separator(path: Path, line: str, header: list[str], delimiter: str) -> None:
+    """Raise InputError if a header is one cell that another separator would divide."""
+    if len(header) > 1:
+        return
+    for other, name in (("\t", "tabs"), (";", "semicolons"), (",", "commas"), ("|", "bars")):
+        if other in header[0] and other != delimiter:
+            wanted = "tabs in a .tsv file" if delimiter == "\t" else "commas in a .csv file (tabs in a .tsv file)"
+            raise InputError(
+                f"{path} {line}: its header is the one cell {header[0][:60]!r}, which {name} seem to divide; a table "
+                f"is read with {wanted}."
+            )
 
 
 def _is_comment(cells: list[str], header: list[str]) -> bool:
