@@ -5,7 +5,8 @@
 Losses are those of the causal model (`loss`). The noise is the standard deviation between seeds of one cell (same
 architecture, budget and size), pooled over all repeated cells; differences are between the best sizes of two
 architectures at one budget, each the mean over its seeds, with a 90% interval from that noise (Student's t). The
-intervals do not know that the best size was chosen after the fact.
+intervals do not know that the best size was chosen after the fact (among the sizes with the most seeds), nor that all
+differences share the same runs of the architecture that they are taken from.
 """
 
 import argparse
@@ -84,9 +85,15 @@ def _mean(values: list[float], form: str) -> str:
 
 
 def _best(losses: dict[Key, np.ndarray]) -> dict[tuple[str, float], Key]:
+    """The best size of each architecture and budget, among the sizes with the most seeds."""
     best: dict[tuple[str, float], Key] = {}
+    most = {
+        place: max(len(own) for key, own in losses.items() if key[:2] == place) for place in {k[:2] for k in losses}
+    }
     for key in losses:
         place = key[:2]
+        if len(losses[key]) < most[place]:
+            continue
         if place not in best or losses[key].mean() < losses[best[place]].mean():
             best[place] = key
     return best
