@@ -61,7 +61,7 @@ def sample(
     if not all(calibrated):
         raise RunError(
             f"{run} is {'an expert-choice' if experts else 'a depth-routed'} model at step {loaded.step} of an "
-            f"unfinished run; the thresholds by which its tokens are chosen when sampling are set at the end of training."
+            f"unfinished run; the thresholds by which its tokens are chosen when sampling are set after training."
         )
     model.decisions = "sampled"
     if depth_capacity is not None:
