@@ -17,6 +17,9 @@ _SHOWN = 24
 """Most rows of the table for people."""
 
 
+_HOURS_OF_A_YEAR = 8766.0
+
+
 def training(plan: "Plan", spec_out: Path | None) -> dict[str, Any]:
     """The run of the best model: tokens, batch, steps and learning rate by the rules of isoflop.train, and its command.
 
@@ -166,7 +169,9 @@ def _resources(best: "PlanRow") -> list[str]:
 
 
 def _spent(expense: "Expense") -> str:
-    parts = [f"{expense.device_hours:,.4g} device-hours, {expense.hours:,.4g} h by the clock"]
+    years = expense.hours / _HOURS_OF_A_YEAR
+    clock = f"{expense.hours:,.4g} h" if years < 1 else f"{years:,.3g} years" if years < 1e3 else f"{years:.2g} years"
+    parts = [f"{si(expense.device_hours, 4)} device-hours, {clock} by the clock"]
     if expense.kwh is not None:
         parts.append(f"{expense.kwh:,.4g} kWh")
     if expense.kg_co2e is not None:

@@ -69,6 +69,8 @@ def next_run(
         raise InputError(f"--about is {about!r}; allowed: difference, loss.")
     if top < 1:
         raise InputError(f"--top is {top}; it must be at least 1.")
+    if seed < 0:
+        raise InputError(f"--seed is {seed}; it must be 0 or more.")
     left, target = parse_number("--budget", budget), parse_number("--decide-at", decide_at)
     table, _ = read_table(runs, column, where, assign, last_of, best_of)
     fits = planner.laws_of_runs(table, law, huber_delta=delta(huber_delta), bootstrap=bootstrap, seed=seed)

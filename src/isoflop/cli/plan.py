@@ -126,6 +126,13 @@ def plan(
     def number(name: str, text: str | None) -> float | None:
         return None if text is None else parse_number(name, text)
 
+    if devices is not None and hardware is None and measured_flops is None:
+        raise InputError(f"--devices is {devices}, but --hardware is not given; say which, such as h100-sxm.")
+    for option, value in (("--context", context), ("--vocab-size", vocab_size)):
+        if template and value is not None:
+            raise InputError(f"{option} is {value}, but --template says it; give one of the two.")
+    if spec_out is not None and spec_out.suffix not in (".yaml", ".yml", ".json"):
+        raise InputError(f"--spec-out is {spec_out}; it must end in .yaml, .yml or .json.")
     machine = _machine(
         hardware, devices, utilisation, number("measured_flops", measured_flops), price, carbon_intensity, pue
     )
