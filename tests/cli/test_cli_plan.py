@@ -302,6 +302,10 @@ def test_a_study_brings_its_architectures(fit_document, tmp_path):
         (["--template", "absent.yaml"], "spec file absent.yaml cannot be read"),
         (["--hours", "3"], "budget: --flops and --hours are given; give exactly one"),
         (["--utilisation", "0.4"], "utilisation is 0.4, but hardware is not given"),
+        (["--devices", "8"], "--devices is 8, but --hardware is not given"),
+        (["--spec-out", "x.txt"], r"--spec-out is x\.txt; it must end in \.yaml, \.yml or \.json"),
+        (["--context", "2048", "--template", "absent.yaml"], "--context is 2048, but --template says it"),
+        (["--flops", "1e40"], "flops is 1e\\+40; it must be positive and at most 1e30 FLOPs"),
         (["--hardware", "h9"], "hardware is 'h9'; give one of a100-40-sxm"),
         (["--speed", "gpu"], "speed is 'gpu'; give one of cpu"),
         (["--memory-per-device", "big"], "memory_per_device is 'big'; it must be a number"),
@@ -360,3 +364,9 @@ def test_plots_are_written_and_named(tmp_path: Path) -> None:
     names = json.loads(found.stdout)["figures"]
     assert sorted(Path(name).name for name in names) == sorted(path.name for path in (tmp_path / "p").iterdir())
     assert {"plan-choices.png", "plan-isoloss.svg", "plan-budgets.png"} <= {Path(name).name for name in names}
+
+
+def test_long_trainings_are_told_in_years() -> None:
+    hardware = ("--hardware", "h100-sxm", "--devices", "8", "--memory-per-device", "none")
+    assert "1.14K years by the clock" in run("--law", "hoffmann-2022", "--flops", "1e26", *hardware)
+    assert " h by the clock" in run("--law", "hoffmann-2022", "--flops", "1e21", *hardware)

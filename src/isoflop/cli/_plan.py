@@ -170,7 +170,7 @@ def _resources(best: "PlanRow") -> list[str]:
 
 def _spent(expense: "Expense") -> str:
     years = expense.hours / _HOURS_OF_A_YEAR
-    clock = f"{expense.hours:,.4g} h" if years < 1 else f"{years:,.3g} years" if years < 1e3 else f"{years:.2g} years"
+    clock = f"{expense.hours:,.4g} h" if years < 1 else f"{years:,.3g} years" if years < 1e3 else f"{si(years)} years"
     parts = [f"{si(expense.device_hours, 4)} device-hours, {clock} by the clock"]
     if expense.kwh is not None:
         parts.append(f"{expense.kwh:,.4g} kWh")

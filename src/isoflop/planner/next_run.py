@@ -350,7 +350,7 @@ def _warnings(fits: Mapping[str, Fit], decide_at: float, kept: np.ndarray) -> li
     largest = max(float(fit.runs.numeric("flops").max()) for fit in fits.values())
     if decide_at > 10 * largest:
         sentences.append(
-            f"decide_at {exponent(decide_at)} is {decide_at / largest:.0f} times the largest run: if the law bends "
+            f"decide_at {exponent(decide_at)} is {decide_at / largest:.3g} times the largest run: if the law bends "
             "beyond it, the draws do not know."
         )
     if kept.mean() < 0.95:
