@@ -136,7 +136,8 @@ def test_limits_hold_at_other_budgets_too(limits):
     axes = panels(plan_figures.optimum_against_budget(limited, families_of(limited, LAW)))
     for index in (4, 12, 24):
         budget = longest(axes["tokens"]).get_xdata()[index]
-        best = plan(flops=budget, law=LAW, **limits).best
+        # the lines are of continuous shapes; near a cap, a model of another aspect may be a little better
+        best = next(row for row in plan(flops=budget, law=LAW, **limits).table if row.model is None)
         assert longest(axes["loss (nats/token)"]).get_ydata()[index] == pytest.approx(best.loss, abs=1e-3)
         assert longest(axes["tokens"]).get_ydata()[index] == pytest.approx(best.tokens, rel=0.02)
         assert longest(axes["granularity G"]).get_ydata()[index] == best.granularity

@@ -178,7 +178,8 @@ def isoloss(plan: Plan, families: Sequence[PlanFamily], *, width: float = WIDE) 
 def optimum_against_budget(plan: Plan, families: Sequence[PlanFamily], *, width: float = WIDE) -> "Figure":
     """What budgets around the plan's would best be spent on, within the plan's limits: loss, size, tokens, G and E.
 
-    Each budget has the best of the plan's architectures; one that buys nothing has none. Bands are 90% intervals over
+    Each budget has the best of the plan's architectures, of any size and aspect (a model that can be built may do a
+    little better next to a cap, see planner.plan); one that buys nothing has none. Bands are 90% intervals over
     the draws of the fits: of the loss as a prediction of one run, of size and tokens for the plan's best architecture,
     of G and E over what each draw finds best. The upright line is the plan's budget.
     """
