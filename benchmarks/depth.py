@@ -11,7 +11,10 @@ of what its FLOPs fall by, at batch 8 or more.
 FLOPs are `isoflop.count`'s. Training is held against `exact` (a token attends to (n+1)/2 keys), because PyTorch's
 attention skips the blocks above the diagonal; `exact-full` is printed beside it. A sampled token attends to all n keys
 before it, so there `exact-full` is exact; the share of tokens is the one that routed blocks really computed in the
-timed steps. Peak memory is `ru_maxrss` of a fresh process for each model, less what that process had after its imports.
+timed steps. A routed block's weights are read even for one token of the batch, which its FLOPs do not show: `reachable`
+is what is left of the ideal saving if a routed block that keeps m tokens takes what the dense model's block takes with
+m sequences of an eighth of the length, measured in the same process. Peak memory is `ru_maxrss` of a fresh process for
+each model, less what that process had after its imports.
 """
 
 import argparse
@@ -165,6 +168,28 @@ class Sampler:
         return passed
 
 
+def block_times(
+    dense: Decoder, batches: list[int], prompt: int, rounds: int = 7, steps: int = 8
+) -> Callable[[int], float]:
+    """Seconds of a block of the dense model by the number of sequences that decode a token (median), between them."""
+    samplers = {m: Sampler(dense, text(m, prompt, seed=30), (rounds + 1) * steps) for m in batches}
+    times: dict[int, list[float]] = {m: [] for m in batches}
+    for index in range(rounds + 1):
+        for m, sampler in samplers.items():
+            total = sum(sampler.seconds(text(m, 1, seed=step)) for step in range(steps)) / steps
+            times[m] += [total] if index else []
+    middle = {0: 0.0} | {m: quartiles(values)[1] / DENSE.n_layers for m, values in times.items()}
+
+    def at(m: int) -> float:
+        low = max(known for known in middle if known <= m)
+        high = min((known for known in middle if known >= m), default=low)
+        if high == low:
+            return middle[low] * max(m, 1) / max(low, 1)
+        return middle[low] + (m - low) / (high - low) * (middle[high] - middle[low])
+
+    return at
+
+
 @torch.no_grad()
 def sample(batches: list[int], prompt: int, rounds: int, steps: int) -> None:
     """Decoding step: share of the ideal saving."""
@@ -174,6 +199,7 @@ def sample(batches: list[int], prompt: int, rounds: int, steps: int) -> None:
     shares = [block.kept_share.item() for block in routed(text(4, DENSE.context, seed=9)).depth]
     print(f"sampling after {prompt} tokens, {rounds} rounds of {steps} steps in turn, medians (quartiles)")
     print(f"  calibrated on 16,384 tokens; share kept on others, by block: {', '.join(f'{s:.3f}' for s in shares)}")
+    block = block_times(dense, [m for m in (1, 2, 3, 4, 6, 8, 12, 16, 24) if m <= max(batches) // 4 + 1], prompt // 8)
     for batch in batches:
         tokens_BT = text(batch, prompt, seed=20)
         own = Sampler(routed, tokens_BT, (rounds + 1) * steps)
@@ -198,13 +224,21 @@ def sample(batches: list[int], prompt: int, rounds: int, steps: int) -> None:
         ]
         ideal = 1 - flops[0] / flops[1]
         ratios = [mine / theirs for mine, theirs in zip(*times, strict=True)]
+        rows = [round(kept * batch) for kept in own.shares]
+        routed_blocks = len(ROUTED.routed_layers) / ROUTED.n_layers
+        limit = (
+            1
+            - routed_blocks
+            + ROUTED.n_layers * routed_blocks * sum(map(block, rows)) / len(rows) / quartiles(times[1])[1]
+        )
         reached = [(1 - ratio) / ideal for ratio in ratios]
         bar = f"; at least {SAMPLE_BAR}" if batch >= 8 else ""
         print(
             f"  batch {batch}: dense {show(times[1], 1e3, 2)} ms, routed {show(times[0], 1e3, 2)} ms a step, "
             f"{batch / quartiles(times[1])[1]:.0f} and {batch / quartiles(times[0])[1]:.0f} tokens/s\n"
             f"    share computed {share:.4f}; FLOP ratio {1 - ideal:.4f}; time ratio {show(ratios)}; "
-            f"of the ideal saving {show(reached)}{bar}; cache {own.cache.bytes / other.cache.bytes:.3f}",
+            f"of the ideal saving {show(reached)}{bar}, reachable {(1 - limit) / ideal:.3f}; "
+            f"cache {own.cache.bytes / other.cache.bytes:.3f}",
             flush=True,
         )
 
@@ -218,7 +252,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9, help="training steps of each model; rounds of sampling")
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--steps", type=int, default=16, help="decoding steps in a round")
-    parser.add_argument("--sample-batches", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--sample-batches", type=int, nargs="+", default=[1, 8, 32, 128])
     parser.add_argument("--step-memory", choices=tuple(SPECS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -24,7 +24,7 @@ PARAMETERS = {
     "unified": {
         **{"c": 1.2, "a": 20.0, "g": 4.0, "b": 60.0, "v": 0.02, "alpha": 0.19, "beta": 0.2, "gamma": 0.6},
         **{"delta": -0.2, "kappa": -0.01, "omega": 0.4, "zeta": 0.02, "E_start": 1.7, "E_max": 300.0},
-        **{"rho": -0.3, "sigma": 0.1},
+        **{"mu": 0.11, "rho": -0.3, "sigma": 0.1},
     },
 }
 
@@ -51,6 +51,7 @@ def columns(n: int) -> dict[str, np.ndarray]:
         "expert_attention_ratio": np.exp(rng.uniform(-1, 2, n)),
         "flops": 10 ** rng.uniform(17, 21, n),
         "unique_tokens": 10 ** rng.uniform(7.5, 10.5, n),
+        "depth_capacity": rng.choice([0.125, 0.5, 1.0], n),
     }
 
 
@@ -134,9 +135,9 @@ def test_differences_stand_in_for_derivatives() -> None:
 
 
 def test_the_unified_law_contains_the_others() -> None:
-    given = columns(8) | {"expert_attention_ratio": np.ones(8)}
+    given = columns(8) | {"expert_attention_ratio": np.ones(8), "depth_capacity": np.ones(8)}
     joint = PARAMETERS["joint"]
-    same = {"v": 0.0, "rho": 0.0, "sigma": 0.0, "g": 0.0, "gamma": 1.0}
+    same = {"v": 0.0, "mu": 0.3, "rho": 0.0, "sigma": 0.0, "g": 0.0, "gamma": 1.0}
     same |= {"alpha": -joint["alpha"], "kappa": -joint["gamma"], "beta": -joint["beta"], "zeta": -joint["zeta"]}
     same |= {name: joint[name] for name in ("a", "b", "c", "delta", "omega", "E_start", "E_max")}
     np.testing.assert_allclose(FORMS["unified"].predict(given, same), FORMS["joint"].predict(given, joint), rtol=1e-12)
@@ -145,7 +146,7 @@ def test_the_unified_law_contains_the_others() -> None:
     share = 4.0  # params_total / params_active of every row, as at one expansion rate
     rows = given | {"expansion_rate": np.full(8, 8.0), "params_total": share * given["params_active"]}
     one = {"delta": 0.0, "kappa": 0.0, "omega": 0.0, "zeta": 0.0, "E_start": 1.0, "E_max": 1e6}
-    one |= {"v": 0.0, "rho": 0.0, "sigma": 0.0, "c": fine["c"], "b": fine["b"]}
+    one |= {"v": 0.0, "mu": 0.3, "rho": 0.0, "sigma": 0.0, "c": fine["c"], "b": fine["b"]}
     one |= {name: fine[name] for name in ("alpha", "beta", "gamma")}
     one |= {name: fine[name] * share ** -fine["alpha"] for name in ("a", "g")}
     np.testing.assert_allclose(

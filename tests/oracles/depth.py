@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from isoflop.nn import Decoder
-from isoflop.nn.decoder import Block
+from isoflop.nn.block import Block
 
 
 def rms_norm(x_D: Tensor, gain_D: Tensor | None, eps: float) -> Tensor:

@@ -95,11 +95,12 @@ def unified(
     tokens: float,
     granularity: float,
     expansion_rate: float,
+    depth_capacity: float,
     expert_attention_ratio: float,
     flops: float,
 ) -> float:
     e = saturated(expansion_rate, p["E_start"], p["E_max"])
-    size = e ** p["delta"] * params_active ** -(p["alpha"] + p["kappa"] * math.log(e))
+    size = e ** p["delta"] * depth_capacity ** p["mu"] * params_active ** -(p["alpha"] + p["kappa"] * math.log(e))
     data = p["b"] * e ** p["omega"] * tokens ** -(p["beta"] + p["zeta"] * math.log(e))
     best = p["rho"] + p["sigma"] * math.log(flops / 1e20)
     valley = p["v"] * (math.log(expert_attention_ratio) - best) ** 2

@@ -28,7 +28,7 @@ TRUTHS: Mapping[str, Mapping[str, float]] = {
     "unified": {
         **{"c": 1.05, "a": 152.0, "g": 123.0, "b": 330.0, "v": 0.031, "alpha": 0.293, "beta": 0.297, "gamma": 0.71},
         **{"delta": -0.29, "kappa": -0.013, "omega": 0.21, "zeta": 0.011, "E_start": 1.37, "E_max": 171.0},
-        **{"rho": -0.43, "sigma": 0.063},
+        **{"mu": 0.073, "rho": -0.43, "sigma": 0.063},
     },
 }
 
@@ -46,6 +46,7 @@ def columns(n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         "sparsity": 1 - 2.0 ** -rng.uniform(0, 7, n),
         "expert_attention_ratio": np.exp(rng.uniform(-2.5, 2.5, n)),
         "unique_tokens": 10 ** rng.uniform(7.5, 9.5, n),
+        "depth_capacity": 2.0 ** -rng.integers(0, 5, n),
     }
     return made | {"params_total": made["params_active"], "flops": 6 * made["params_active"] * made["tokens"]}
 

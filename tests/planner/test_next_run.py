@@ -165,6 +165,16 @@ def test_repeated_runs_set_the_threshold():
     assert any(sentence.startswith("No run repeats another with a different seed") for sentence in single.warnings)
 
 
+def test_a_run_beyond_the_runs_so_far_is_said():
+    fit = fitted(np.random.default_rng(0))
+    near = next_run(fit, budget=1e16, decide_at=DECISION)
+    far = next_run(fit, budget=1e18, decide_at=1e22, threshold=1e-6, least_cut=0.9)
+    assert not any("outside all runs so far" in sentence for sentence in near.warnings)
+    assert far.best.flops > 1.7e16
+    said = next(sentence for sentence in far.warnings if "outside all runs so far" in sentence)
+    assert "of 1e15 to 1.6e16 so far" in said
+
+
 @pytest.mark.parametrize("varied", ["learning_rate", "seed"])
 def test_differences_that_are_not_of_the_seed_are_not_noise(varied):
     """Rows that agree in what the law reads but differ otherwise, by a lot; and rows that no seed tells apart."""

@@ -200,6 +200,26 @@ def test_a_doubtful_law_of_any_row_is_said_first(fits):
     assert both.warnings == ("The law behind moe-e8-g1 has status not_identified: b and beta are not told apart.",)
 
 
+def test_a_converged_fit_whose_constants_are_hardly_known_is_said(fits):
+    draws = fits["dense"].draws
+    loose = {
+        name: values * (np.geomspace(0.01, 100, len(values)) if name == "B" else 1) for name, values in draws.items()
+    }
+    found = plan(flops=1e13, law=replace(fits["dense"], draws=loose), templates=[DENSE])
+    assert any(
+        said.startswith("Of the law behind dense, the interval of B spans over two decades") for said in found.warnings
+    )
+
+
+def test_tables_of_one_name_in_two_places_are_told_apart(fits):
+    """Two files called runs.csv."""
+    table = laws.RunTable([{**row, "loss": row["loss"] + 0.1} for row in fits["moe-e8"].runs.rows], source="runs.csv")
+    own = laws.fit(laws.RunTable(fits["dense"].runs.rows, source="runs.csv"), "chinchilla", bootstrap=20)
+    other = laws.fit(table, "fine-grained", bootstrap=20)
+    both = plan(flops=1e13, law={"dense": own, "moe-e8": other}, templates=[DENSE, *MOE])
+    assert any("(runs.csv of dense, runs.csv of moe-e8)" in sentence for sentence in both.warnings)
+
+
 def test_a_template_without_a_law_is_left_out_and_the_others_are_planned(fits):
     stranger = DENSE.with_experts("stranger", granularity=2, expansion_rate=4)
     odd = replace(DENSE, name="odd", head_dim=94, queries_per_kv=1000)

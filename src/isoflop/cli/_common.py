@@ -36,11 +36,12 @@ def si(value: float | None, digits: int = 3) -> str:
     """A number with an SI-like suffix as the field writes them: 1.23M, 4.37B, 2.95e+18; '–' if missing."""
     if value is None or not math.isfinite(value):
         return "–"
+    if abs(value) >= 1e15:
+        return f"{value:.{digits - 1}e}"
+    rounded = float(f"{value:.{digits}g}")  # 999,999,999 is 1B, not 1e+03M
     for factor, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if abs(value) >= 1e15:
-            return f"{value:.{digits - 1}e}"
-        if abs(value) >= factor:
-            return f"{value / factor:.{digits}g}{suffix}"
+        if abs(rounded) >= factor:
+            return f"{rounded / factor:.{digits}g}{suffix}"
     return f"{value:.{digits}g}"
 
 

@@ -1,8 +1,7 @@
 """What `isoflop fit` prints."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from isoflop.cli._common import print_table, si
@@ -17,7 +16,7 @@ _FLOPS = ("flops", "budget")
 Rows = list[list[str]]
 _Value = TypeVar("_Value")
 
-_OPTIONS: Final = {
+OPTIONS: Final = {
     "huber_delta": "--huber-delta",
     "bootstrap": "--bootstrap",
     "draws": "--posterior",
@@ -33,18 +32,6 @@ _OPTIONS: Final = {
     "level": "--level",
 }
 """Arguments of the library, with which its sentences begin → options of the command line."""
-
-
-@contextmanager
-def options_as_typed() -> Iterator[None]:
-    """Errors that begin with an argument of the library begin with the option that was typed."""
-    try:
-        yield
-    except InputError as error:
-        first, _, rest = str(error).partition(" ")
-        if first not in _OPTIONS or (first == "law" and not rest.startswith("is ")):
-            raise
-        raise InputError(f"{_OPTIONS[first]} {rest}") from None
 
 
 def once(option: str, pairs: Iterable[tuple[str, _Value]]) -> dict[str, _Value]:

@@ -1,14 +1,34 @@
-"""What is wrong with a command line that could not be parsed, as one sentence."""
+"""What is wrong with a command line, in the words that were typed."""
 
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 import typer
+
+from isoflop.errors import InputError
 
 UsageError: Final[type[Exception]] = typer.BadParameter.__bases__[0]
 """What the parser raises for every wrong command line; typer gives it no public name of its own."""
 
 _WORDS: Final = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+
+
+@contextmanager
+def options_as_typed(options: Mapping[str, str]) -> Iterator[None]:
+    """Errors that begin with an argument of the library begin with the option that was typed.
+
+    Args:
+        options: argument → option.
+    """
+    try:
+        yield
+    except InputError as error:
+        first, _, rest = str(error).partition(" ")
+        if first not in options or (first == "law" and not rest.startswith("is ")):
+            raise
+        raise InputError(f"{options[first]} {rest}") from None
 
 
 def explanation(error: Any) -> str:

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from isoflop.cli._common import JsonFlag, print_json, print_table
-from isoflop.cli._fit_tables import check_delta, options_as_typed
+from isoflop.cli._fit_tables import OPTIONS, check_delta
 from isoflop.cli._tables import (
     BestOfOption,
     ColumnOption,
@@ -18,6 +18,7 @@ from isoflop.cli._tables import (
     delta,
     read_table,
 )
+from isoflop.cli._usage import options_as_typed
 
 
 def compare(
@@ -43,7 +44,7 @@ def compare(
 
     check_delta(huber_delta)
     table, _ = read_table(runs, column, where, assign, last_of, best_of)
-    with options_as_typed():
+    with options_as_typed(OPTIONS):
         found = laws.compare(
             table,
             law or [],

@@ -7,13 +7,13 @@ import typer
 
 from isoflop.cli._common import JsonFlag, print_json, print_table
 from isoflop.cli._fit_tables import (
+    OPTIONS,
     about_fit,
     about_holdout,
     about_profiles,
     about_repeats,
     check_delta,
     once,
-    options_as_typed,
     print_left_out,
     print_parameters,
 )
@@ -32,6 +32,7 @@ from isoflop.cli._tables import (
 )
 from isoflop.cli._tables import assignment as _assignment
 from isoflop.cli._tables import delta as _delta
+from isoflop.cli._usage import options_as_typed
 from isoflop.errors import InputError, RunError
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def fit(
     delta = _objective(loss, huber_delta)
     pinned = once("--pin", [_assignment("--pin", text) for text in pin or ()])
     sampled = None
-    with options_as_typed():
+    with options_as_typed(OPTIONS):
         fitted = laws.fit(
             table,
             law,

@@ -1,11 +1,12 @@
 """`isoflop plan next-run`: which run tells most about a later decision, or that it is time to decide."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from isoflop.cli._common import JsonFlag, print_json, print_table, si
+from isoflop.cli._fit_tables import OPTIONS
 from isoflop.cli._tables import (
     BestOfOption,
     ColumnOption,
@@ -17,10 +18,21 @@ from isoflop.cli._tables import (
     delta,
     read_table,
 )
+from isoflop.cli._usage import options_as_typed
 from isoflop.errors import InputError
 
 if TYPE_CHECKING:
     from isoflop.planner import NextRun
+
+_OPTIONS: Final = OPTIONS | {
+    "budget": "--budget",
+    "decide_at": "--decide-at",
+    "granularities": "--granularity",
+    "expansion_rates": "--expansion-rate",
+    "about": "--about",
+    "threshold": "--threshold",
+    "least_cut": "--least-cut",
+}
 
 
 def next_run(
@@ -73,17 +85,18 @@ def next_run(
         raise InputError(f"--seed is {seed}; it must be 0 or more.")
     left, target = parse_number("--budget", budget), parse_number("--decide-at", decide_at)
     table, _ = read_table(runs, column, where, assign, last_of, best_of)
-    fits = planner.laws_of_runs(table, law, huber_delta=delta(huber_delta), bootstrap=bootstrap, seed=seed)
-    found = planner.next_run(
-        fits,
-        budget=left,
-        decide_at=target,
-        about=about,  # type: ignore[arg-type]
-        granularities=granularity,
-        expansion_rates=expansion_rate,
-        threshold=threshold,
-        least_cut=least_cut,
-    )
+    with options_as_typed(_OPTIONS):
+        fits = planner.laws_of_runs(table, law, huber_delta=delta(huber_delta), bootstrap=bootstrap, seed=seed)
+        found = planner.next_run(
+            fits,
+            budget=left,
+            decide_at=target,
+            about=about,  # type: ignore[arg-type]
+            granularities=granularity,
+            expansion_rates=expansion_rate,
+            threshold=threshold,
+            least_cut=least_cut,
+        )
     if json:
         print_json(found.to_dict() | {"law": law, "notes": list(table.notes)})
         return

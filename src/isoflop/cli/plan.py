@@ -3,16 +3,35 @@
 import json as json_module
 from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from isoflop.cli._common import JsonFlag, print_json
+from isoflop.cli._usage import options_as_typed
 from isoflop.errors import InputError
 
 if TYPE_CHECKING:
     from isoflop.laws import Fit, Law
     from isoflop.planner import Machine, SpeedTable, Template
+
+_OPTIONS: Final = {
+    "device_hours": "--gpu-hours",
+    "granularities": "--granularity",
+    "expansion_rates": "--expansion-rate",
+    "templates": "--template",
+    "spec_out": "--spec-out",
+    "plots": "--plots",
+} | {
+    name: f"--{name.replace('_', '-')}"
+    for name in (
+        *("flops", "hours", "hardware", "devices", "utilisation", "measured_flops", "price", "carbon_intensity", "pue"),
+        *("speed", "convention", "vocab_size", "context", "tokens_available", "repeat", "max_epochs"),
+        *("max_params_total", "max_params_active", "memory_per_device", "micro_batch", "expert_parallel"),
+        *("inference_tokens", "max_decode_ms", "multiple", "head_dim", "within"),
+    )
+}
+"""Arguments of the library, with which its sentences begin → options of the command line."""
 
 
 def plan(
@@ -119,104 +138,110 @@ def plan(
     from isoflop.planner import Template
     from isoflop.spec import load_spec, save_spec
 
-    budgets = [name for name, text in (("flops", flops), ("gpu-hours", gpu_hours), ("hours", hours)) if text]
-    if len(budgets) > 1:
-        raise InputError(f"budget: --{' and --'.join(budgets)} are given; give exactly one.")
+    with options_as_typed(_OPTIONS):
+        budgets = [name for name, text in (("flops", flops), ("gpu-hours", gpu_hours), ("hours", hours)) if text]
+        if len(budgets) > 1:
+            raise InputError(f"budget: --{' and --'.join(budgets)} are given; give exactly one.")
 
-    def number(name: str, text: str | None) -> float | None:
-        return None if text is None else parse_number(name, text)
+        def number(name: str, text: str | None) -> float | None:
+            return None if text is None else parse_number(name, text)
 
-    if devices is not None and hardware is None and measured_flops is None:
-        raise InputError(f"--devices is {devices}, but --hardware is not given; say which, such as h100-sxm.")
-    for option, value in (("--context", context), ("--vocab-size", vocab_size)):
-        if template and value is not None:
-            raise InputError(f"{option} is {value}, but --template says it; give one of the two.")
-    if spec_out is not None and spec_out.suffix not in (".yaml", ".yml", ".json"):
-        raise InputError(f"--spec-out is {spec_out}; it must end in .yaml, .yml or .json.")
-    machine = _machine(
-        hardware, devices, utilisation, number("measured_flops", measured_flops), price, carbon_intensity, pue
-    )
-    memory: float | None = None
-    if memory_per_device not in (None, "none"):
-        memory = number("memory_per_device", memory_per_device)
-    elif memory_per_device is None and devices is not None and machine is not None and machine.hardware is not None:
-        memory = machine.hardware.memory_bytes
-    repeated = next((each for each in law if law.count(each) > 1), None)
-    if repeated is not None:
-        raise InputError(f"law {repeated} is given twice; give it once.")
-    read: list[tuple[Path, list[tuple[str, Law | Fit]]]] = []
-    templates = [Template.like(load_spec(path), path.stem) for path in template or []]
-    spacing = planner.SPACING
-    for each in law:
-        file = _law_file(each)
-        found = _read_laws(each, file)
-        read.append((file, found))
-        if not template and vocab_size is None and file.name == "fits.json" and (file.parent / "study.yaml").exists():
-            known, spacing = _study_templates(file.parent, dict(found))
-            templates += known
-    laws = _labelled(read)
-    only = next(iter(laws.values()))
-    if len(laws) == 1 and only.form.target != "loss":
-        if flops is None:
-            raise InputError("flops is not given; what this law predicts depends on training FLOPs.")
-        answer = planner.answer(
-            only, flops=parse_number("flops", flops), expansion_rates=expansion_rate, granularities=granularity
+        if devices is not None and hardware is None and measured_flops is None:
+            raise InputError(f"--devices is {devices}, but --hardware is not given; say which, such as h100-sxm.")
+        for option, value in (("--context", context), ("--vocab-size", vocab_size)):
+            if template and value is not None:
+                raise InputError(f"{option} is {value}, but --template says it; give one of the two.")
+        if spec_out is not None and spec_out.suffix not in (".yaml", ".yml", ".json"):
+            raise InputError(f"--spec-out is {spec_out}; it must end in .yaml, .yml or .json.")
+        machine = _machine(
+            hardware, devices, utilisation, number("measured_flops", measured_flops), price, carbon_intensity, pue
         )
-        if json:
-            print_json(answer.to_dict())
-        else:
-            print_answer(answer)
-        return
-    if not budgets:
-        raise InputError("budget: none is given; give --flops, or --gpu-hours or --hours with --hardware.")
-    result = planner.plan(
-        flops=number("flops", flops),
-        device_hours=number("gpu_hours", gpu_hours),
-        hours=number("hours", hours),
-        machine=machine,
-        speed=_speed(speed, hardware),
-        law=laws,
-        convention=convention,
-        templates=templates,
-        granularities=granularity,
-        expansion_rates=expansion_rate,
-        vocab_size=vocab_size,
-        context=context,
-        spacing=spacing,
-        multiple=multiple,
-        head_dim=head_dim,
-        tokens_available=number("tokens_available", tokens_available),
-        repeat=repeat,
-        max_epochs=max_epochs,
-        max_params_total=number("max_params_total", max_params_total),
-        max_params_active=number("max_params_active", max_params_active),
-        memory_per_device=memory,
-        micro_batch=micro_batch,
-        activation_checkpointing=activation_checkpointing,
-        expert_parallel=expert_parallel,
-        inference_tokens=number("inference_tokens", inference_tokens),
-        max_decode_ms=max_decode_ms,
-    )
-    result.near_optimal(within)
-    if spec_out is not None:
-        try:
-            save_spec(result.to_train.spec, spec_out)
-        except OSError as error:
-            raise InputError(f"spec_out is {spec_out}, which cannot be written: {error.strerror}.") from None
-    figures: list[Path] = []
-    if plots is not None:
-        from isoflop.report import write_plan_figures
+        memory: float | None = None
+        if memory_per_device not in (None, "none"):
+            memory = number("memory_per_device", memory_per_device)
+        elif memory_per_device is None and devices is not None and machine is not None and machine.hardware is not None:
+            memory = machine.hardware.memory_bytes
+        repeated = next((each for each in law if law.count(each) > 1), None)
+        if repeated is not None:
+            raise InputError(f"law {repeated} is given twice; give it once.")
+        read: list[tuple[Path, list[tuple[str, Law | Fit]]]] = []
+        templates = [Template.like(load_spec(path), path.stem) for path in template or []]
+        spacing = planner.SPACING
+        for each in law:
+            file = _law_file(each)
+            found = _read_laws(each, file)
+            read.append((file, found))
+            if (
+                not template
+                and vocab_size is None
+                and file.name == "fits.json"
+                and (file.parent / "study.yaml").exists()
+            ):
+                known, spacing = _study_templates(file.parent, dict(found))
+                templates += known
+        laws = _labelled(read)
+        only = next(iter(laws.values()))
+        if len(laws) == 1 and only.form.target != "loss":
+            if flops is None:
+                raise InputError("flops is not given; what this law predicts depends on training FLOPs.")
+            answer = planner.answer(
+                only, flops=parse_number("flops", flops), expansion_rates=expansion_rate, granularities=granularity
+            )
+            if json:
+                print_json(answer.to_dict())
+            else:
+                print_answer(answer)
+            return
+        if not budgets:
+            raise InputError("budget: none is given; give --flops, or --gpu-hours or --hours with --hardware.")
+        result = planner.plan(
+            flops=number("flops", flops),
+            device_hours=number("gpu_hours", gpu_hours),
+            hours=number("hours", hours),
+            machine=machine,
+            speed=_speed(speed, hardware),
+            law=laws,
+            convention=convention,
+            templates=templates,
+            granularities=granularity,
+            expansion_rates=expansion_rate,
+            vocab_size=vocab_size,
+            context=context,
+            spacing=spacing,
+            multiple=multiple,
+            head_dim=head_dim,
+            tokens_available=number("tokens_available", tokens_available),
+            repeat=repeat,
+            max_epochs=max_epochs,
+            max_params_total=number("max_params_total", max_params_total),
+            max_params_active=number("max_params_active", max_params_active),
+            memory_per_device=memory,
+            micro_batch=micro_batch,
+            activation_checkpointing=activation_checkpointing,
+            expert_parallel=expert_parallel,
+            inference_tokens=number("inference_tokens", inference_tokens),
+            max_decode_ms=max_decode_ms,
+        )
+        result.near_optimal(within)
+        if spec_out is not None:
+            try:
+                save_spec(result.to_train.spec, spec_out)
+            except OSError as error:
+                raise InputError(f"spec_out is {spec_out}, which cannot be written: {error.strerror}.") from None
+        figures: list[Path] = []
+        if plots is not None:
+            from isoflop.report import write_plan_figures
 
-        figures = write_plan_figures(result, laws, plots)
-    how = training(result, spec_out)
-    if json:
-        drawn = {"figures": [str(path) for path in figures]} if figures else {}
-        print_json({**result.to_dict(within), "training": how, **drawn})
-        return
-    print_plan(result, within, how, ", ".join(law))
-    for path in figures:
-        if path.suffix == ".png":
-            typer.echo(f"figure: {path}")
+            figures = write_plan_figures(result, laws, plots)
+        how = training(result, spec_out)
+        if json:
+            drawn = {"figures": [str(path) for path in figures]} if figures else {}
+            print_json({**result.to_dict(within), "training": how, **drawn})
+            return
+        print_plan(result, within, how, ", ".join(law))
+        for path in figures:
+            if path.suffix == ".png":
+                typer.echo(f"figure: {path}")
 
 
 def _machine(

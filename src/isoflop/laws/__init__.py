@@ -20,11 +20,12 @@ from isoflop.laws.forms import (
     Sparsity,
     Unified,
 )
-from isoflop.laws.frontier import LawFrontier, MinimaFrontier, Multiplier, cost_between_runs, efficiency_multiplier
+from isoflop.laws.frontier import LawFrontier, MinimaFrontier, cost_between_runs
 from isoflop.laws.held_out import Holdout
 from isoflop.laws.law import Law
 from isoflop.laws.loading import load_form
 from isoflop.laws.minima import Minimum, isoflop_minima
+from isoflop.laws.multiplier import Multiplier, efficiency_multiplier
 from isoflop.laws.numbers import exponent, parse_number
 from isoflop.laws.posterior import Posterior, posterior
 from isoflop.laws.profile import Profile, profile

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from isoflop.errors import InputError
-from isoflop.nn.decoder import Block, Decoder, Place
+from isoflop.nn.block import Block, Place
+from isoflop.nn.decoder import Decoder
 from isoflop.nn.moe import MoE
 from isoflop.spec import ExpertsSpec
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Final
 
 from isoflop.laws import Fit, exponent
+from isoflop.laws.cautions import cautions
 from isoflop.planner.constraints import Constraints
 from isoflop.planner.families import Family
 from isoflop.planner.losses import LossLaw, beyond_runs, constants, far_from_runs, knows_uncertainty
@@ -90,27 +91,40 @@ def idle(laws: Mapping[str, LossLaw], families: Sequence[Family]) -> list[str]:
 
 def apart(laws: Mapping[str, LossLaw]) -> list[str]:
     """That fits of different tables are ranked together, if they are."""
-    sources = dict.fromkeys(law.runs.source for law in laws.values() if isinstance(law, Fit) and not law.shared_with)
-    if len(sources) < 2:
+    tables: dict[tuple[str, bytes], str] = {}
+    for label, law in laws.items():
+        if isinstance(law, Fit) and not law.shared_with:
+            rows = law.runs.numeric(law.form.target).tobytes()  # files in two places may have one name
+            tables.setdefault((law.runs.source, rows), label)
+    if len(tables) < 2:
         return []
+    names = [source for source, _ in tables]
+    sources = [source if names.count(source) == 1 else f"{source} of {label}" for (source, _), label in tables.items()]
     return [
         f"The laws were fitted to different tables ({', '.join(sources)}): their losses compare only where data, "
         "tokenizer and loss were the same."
     ]
 
 
-def _doubts(families: Sequence[Family], rows: Sequence[PlanRow]) -> list[str]:
-    """Which of the fits behind the rows are not to be trusted, the best row's first."""
+def _doubts(families: Sequence[Family], rows: Sequence[PlanRow], level: float) -> list[str]:
+    """Which of the fits behind the rows are not to be trusted, and why, the best row's first."""
     laws = {family.name: family.law for family in families}
     found: dict[tuple[str, str], list[str]] = {}
     for name in dict.fromkeys(row.architecture for row in rows):
         law = laws[name]
         if isinstance(law, Fit) and law.status != "converged":
             found.setdefault((law.status, law.message), []).append(name)
-    return [
+    sentences = [
         f"The law behind {', '.join(names)} has status {status}: {message.rstrip('.')}."
         for (status, message), names in found.items()
     ]
+    doubtful: dict[str, list[str]] = {}
+    for name in dict.fromkeys(row.architecture for row in rows):
+        law = laws[name]
+        if isinstance(law, Fit) and law.status == "converged":
+            for caution in cautions(law, law.interval(level) if knows_uncertainty(law) else None):
+                doubtful.setdefault(caution, []).append(name)
+    return sentences + [f"Of the law behind {', '.join(names)}, {said}" for said, names in doubtful.items()]
 
 
 def warnings_of(
@@ -132,7 +146,7 @@ def warnings_of(
     best, flops = rows[0], problem.flops
     family = next(family for family in families if family.name == best.architecture)
     law = constants(family.law)
-    sentences = _doubts(families, rows)
+    sentences = _doubts(families, rows, problem.level)
     guessing = math.log(best.template.vocab_size)
     if best.loss > guessing:
         binding = [name for name, cost in costs.items() if best.loss - cost <= guessing]

@@ -29,6 +29,7 @@ SETTLED = 0.95
 """Probability of the best architecture from which on runs are ranked by what they tell about its loss."""
 
 _FEWEST = 40
+_EDGE = 0.02  # of a value; nearer to the runs' own range is within it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +199,7 @@ def next_run(
         draws=int(decision.kept.sum()),
         warnings=(
             *_warnings(fits, decide_at, decision.kept),
+            *(_beyond_sizes(fits.values(), candidates[0]) if candidates and not stop else []),
             *unknown_noise,
             *beyond_runs((family.fit, "granularity", family.granularity) for family in families),
             *beyond_runs((family.fit, "expansion_rate", family.expansion_rate) for family in families),
@@ -325,6 +327,22 @@ def _check(
                 f"the fit has {fit.n_rows} rows for {fit.n_free} free parameters, which leaves none to know the noise; "
                 "add runs."
             )
+
+
+def _beyond_sizes(fits: Iterable[Fit], first: RunCandidate) -> list[str]:
+    """That the first run is larger or smaller than all runs so far, if it is."""
+    said = []
+    fits = list(fits)
+    for column in ("params_active", "tokens", "flops"):
+        rows = np.concatenate([fit.runs.numeric(column) for fit in fits if column in fit.runs] or [np.empty(0)])
+        value = getattr(first, column)
+        if len(rows) and not np.nanmin(rows) * (1 - _EDGE) <= value <= np.nanmax(rows) * (1 + _EDGE):
+            said.append(
+                f"{column} {exponent(value)}, of {exponent(np.nanmin(rows))} to {exponent(np.nanmax(rows))} so far"
+            )
+    if not said:
+        return []
+    return [f"The first run is outside all runs so far ({'; '.join(said)}), where the law was not seen to hold."]
 
 
 def _without_repeats(fits: Iterable[Fit], threshold: float) -> str:
