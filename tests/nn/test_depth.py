@@ -10,6 +10,7 @@ from tests.oracles import depth as oracle
 
 from isoflop.errors import InputError
 from isoflop.nn import Decoder, KVCache, calibrate_thresholds
+from isoflop.nn import cache as cache_module
 from isoflop.spec import (
     AttentionSpec,
     DecoderSpec,
@@ -145,8 +146,12 @@ def test_as_trained_the_top_k_looks_ahead_and_the_spec_says_so(name):
 
 
 @pytest.mark.parametrize("name", SPECS)
-@pytest.mark.parametrize("steps", [[CONTEXT], [7, 1, 1, 9, 6], [1] * CONTEXT])
-def test_cached_logits_equal_uncached_ones(name, steps):
+@pytest.mark.parametrize(
+    ("steps", "apart"), [([CONTEXT], 32), ([7, 1, 1, 9, 6], 32), ([1] * CONTEXT, 32), ([1] * CONTEXT, 0)]
+)
+def test_cached_logits_equal_uncached_ones(name, steps, apart, monkeypatch):
+    """With one new token also where more sequences take part than are attended to one after the other."""
+    monkeypatch.setattr(cache_module, "_FEW_SEQUENCES", apart)
     model = make(SPECS[name], sampled=True)
     tokens_BT = tokens(5)
     cache = KVCache(model.spec, 5, CONTEXT)

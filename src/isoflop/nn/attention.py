@@ -77,6 +77,9 @@ class Attention(nn.Module):
         else:
             q_BTHh, k_BTKh = rotate(qkv[:, :, : n_q + n_kv], cos, sin).split((n_q, n_kv), dim=2)
         q_BHTh, k_BKSh, v_BKSh = (part.transpose(1, 2) for part in (q_BTHh, k_BTKh, v_BTKh))
+        if isinstance(cache, CompactCache) and length == 1 and cache.attends_apart:
+            y_BHTh = cache.attend_apart(q_BHTh, k_BKSh, v_BKSh)
+            return linear(y_BHTh.reshape(batch, length, spec.width), self.w_out)
         n_cached = 0
         if cache is not None:
             n_cached = cache.length

@@ -163,7 +163,8 @@ class Block(nn.Module):
         if place.cache is None:
             return self.attend(x_ACD, (cos, sin), None, None)
         compact = place.cache.compact(self.layer, kept.sequences, kept.counts, x_ACD.shape[1])
-        return self.attend(x_ACD, (cos, sin), compact, compact.mask(x_ACD.shape[1]))
+        mask = None if x_ACD.shape[1] == 1 and compact.attends_apart else compact.mask(x_ACD.shape[1])
+        return self.attend(x_ACD, (cos, sin), compact, mask)
 
     def attend(
         self,

@@ -6,12 +6,17 @@ token, C new tokens of a sequence.
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from isoflop.errors import InputError
 from isoflop.spec import DecoderSpec
+
+_FEW_SEQUENCES: Final = 32
+"""Up to so many, attention of one sequence after the other is faster on the CPU than to gather the keys of all."""
 
 
 class KVCache:
@@ -152,6 +157,30 @@ class CompactCache:
             own_AC = own_AC + torch.arange(width, device=own_AC.device)
         slots = torch.arange(self.length + width, device=own_AC.device)
         return (slots <= own_AC[:, :, None])[:, None]
+
+    @property
+    def attends_apart(self) -> bool:
+        """Whether `attend_apart` can do it, and does it faster: few sequences, one new token each, on the CPU."""
+        few = len(self.sequences) <= _FEW_SEQUENCES and all(count == 1 for count in self.counts)
+        return few and self.cache._keys[self.layer].device.type == "cpu" and not torch.is_grad_enabled()
+
+    def attend_apart(self, q_AH1h: Tensor, k_AK1h: Tensor, v_AK1h: Tensor) -> Tensor:
+        """Write each sequence's new token after its own, and return what its queries find there, [A, H, 1, h].
+
+        One sequence after the other: its keys stand together, so that nothing is gathered and no mask is needed.
+        """
+        self._grow(max(self.lengths) + 1)
+        keys, values = self.cache._keys[self.layer], self.cache._values[self.layer]
+        own, grouped = self.cache._lengths[self.layer], q_AH1h.shape[1] != k_AK1h.shape[1]
+        found = []
+        for row, (sequence, length) in enumerate(zip(self.sequences, self.lengths, strict=True)):
+            k_KSh, v_KSh = keys[sequence], values[sequence]
+            k_KSh[:, length] = k_AK1h[row, :, 0]
+            v_KSh[:, length] = v_AK1h[row, :, 0]
+            k_1KSh, v_1KSh = (part[None, :, : length + 1].to(q_AH1h.dtype) for part in (k_KSh, v_KSh))
+            found.append(F.scaled_dot_product_attention(q_AH1h[row : row + 1], k_1KSh, v_1KSh, enable_gqa=grouped))
+            own[sequence] += 1
+        return found[0] if len(found) == 1 else torch.cat(found)
 
     def append(self, layer: int, k_AKCh: Tensor, v_AKCh: Tensor) -> tuple[Tensor, Tensor]:
         """Write each sequence's new tokens after its own; return keys and values [A, K, S', h]."""

@@ -311,6 +311,7 @@ def _uniform(draws_BT: Tensor, layer: int) -> Tensor:
 
 
 _MASK: Final = 2**63 - 1
+_FEW: Final = 256  # rows; for more, PyTorch's index_add is the slower one on the CPU
 
 
 def through(x_BTD: Tensor, kept: Kept, update: Callable[[Tensor], Tensor]) -> Tensor:
@@ -340,6 +341,8 @@ def give(x_ND: Tensor, rows_M: Tensor, update_MD: Tensor) -> Tensor:
 
 
 def _with_added(x_ND: Tensor, rows_M: Tensor, update_MD: Tensor) -> Tensor:
+    if x_ND.shape[0] <= _FEW and not torch.is_grad_enabled():
+        return x_ND.index_add(0, rows_M, update_MD.to(x_ND.dtype))
     out_ND = x_ND.clone()
     out_ND[rows_M] = x_ND.index_select(0, rows_M) + update_MD.to(x_ND.dtype)
     return out_ND
