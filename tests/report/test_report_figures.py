@@ -248,3 +248,60 @@ def test_the_load_of_a_shallow_model_has_room(layers: int) -> None:
         assert box.y1 <= top + 1
         assert box.y0 >= below
         assert axes.get_window_extent().height > 0.1 * figure.dpi * layers
+
+
+def depth_rows() -> list[dict[str, object]]:
+    """The dense runs of the synthetic study, and depth-routed ones of three capacities and of capacity 1/8 by rule."""
+    dense = [row for row in rows() if row["architecture"] == "dense"]
+    made: list[dict[str, object]] = [dict(row, depth_capacity=1, depth_router="none") for row in dense]
+    for name, capacity, off in (
+        ("mod-c.125", 0.125, 0.03),
+        ("mod-c.5", 0.5, -0.02),
+        ("mod-c1", 1, 0),
+        ("fixed", 0.125, 2),
+    ):
+        router = "fixed" if name == "fixed" else "learned"
+        for row in dense:
+            other = dict(row, architecture=name, depth_capacity=capacity, depth_router=router, loss=row["loss"] + off)
+            made.append(dict(other, run_id=f"{name}-{row['run_id']}"))
+    return made
+
+
+def test_depth_routed_architectures_are_no_dense_ones() -> None:
+    found = view.architectures(RunTable(depth_rows()))
+    assert [(a.name, a.dense) for a in found] == [
+        ("dense", True),
+        *((name, False) for name in ("mod-c1", "mod-c.5", "fixed", "mod-c.125")),
+    ]
+    assert [a.depth_family for a in found] == ["dense", "mod", "mod", "fixed", "mod"]
+    looks = look_of(found)
+    assert len({(look.color, look.marker) for look in looks.values()}) == 5
+    assert looks["mod-c.125"].color == looks["fixed"].color == LIGHT["c8"]
+    bare = [
+        {"expansion_rate": 1, "depth_capacity": 0.5},
+        {"expansion_rate": 8, "granularity": 2, "depth_capacity": 0.25},
+    ]
+    assert view.names(RunTable(bare)) == ["dense-c0.5", "E8-G2-c0.25"]
+
+
+def test_loss_against_capacity_shows_every_architecture_at_its_capacity() -> None:
+    table = RunTable(depth_rows())
+    figure = figures.loss_against_capacity(table)
+    points = view.measured(table)
+    for axes, budget in zip(figure.axes, (1e12, 6e12, 3e13), strict=True):
+        drawn = {(x, y) for line in axes.lines if line.get_marker() not in ("None", "") for x, y in line.get_xydata()}
+        for name, capacity in (("mod-c.125", 0.125), ("mod-c.5", 0.5), ("mod-c1", 1)):
+            best = view.best_measured(points, name, budget)
+            assert best is not None
+            assert any(y == best.loss and capacity <= x < 1.2 * capacity for x, y in drawn)
+        assert axes.get_ylim()[1] < 1 + min(point.loss for point in points if point.budget == budget)
+        assert [text.get_text() for text in axes.texts] == ["dense"]
+    assert len(figure.legends[0].get_texts()) == 4
+
+
+def test_losses_far_above_the_others_are_arrows() -> None:
+    table = RunTable(depth_rows())
+    assert figures.off_scale(table) == 12
+    figure = figures.isoflop_curves(table)
+    arrows = [line for axes in figure.axes for line in axes.lines if "uparrow" in str(line.get_marker())]
+    assert len(arrows) == 12

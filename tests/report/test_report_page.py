@@ -234,3 +234,20 @@ def test_a_figure_is_the_same_each_time(study: Path, evidence: Evidence) -> None
         plot = sections(records, evidence)[2].plots[0]
         drawn.append(inline_svg(plot.draw(5.0), prefix="x", description=plot.description))
     assert drawn[0] == drawn[1]
+
+
+def test_a_study_of_depth_routing_shows_its_capacities(tmp_path: Path) -> None:
+    """Its own section and columns, none about granularity, and the dense model to compare with."""
+    dense = [dict(row, depth_capacity=1, depth_router="none") for row in rows() if row["architecture"] == "dense"]
+    routed = [
+        dict(row, architecture="mod-c.5", depth_capacity=0.5, depth_router="learned", run_id=f"mod-{row['run_id']}")
+        for row in dense
+    ]
+    page = write_report(write_study(tmp_path / "study", dense + routed)).read_text(encoding="utf-8")
+    assert "What depth routing does" in page
+    assert "What granularity does" not in page
+    assert "How much compute the experts and the routing of depth save" in page
+    assert "depth router" in page
+    plain = write_report(write_study(tmp_path / "plain", dense)).read_text(encoding="utf-8")
+    assert "depth router" not in plain
+    assert "What depth routing does" not in plain

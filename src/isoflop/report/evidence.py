@@ -206,7 +206,7 @@ def _multipliers(
     if dense is None:
         return [], "the study has no dense architecture to compare with."
     if len(architectures) == 1:
-        return [], "the study has no architecture with experts."
+        return [], "the study has no other architecture than the dense one."
     laws = {name: law for name, law in frontiers.items() if law.fit is not None and law.fit.status != "failed"}
     inside = [minimum for minimum in minima if minimum.architecture == dense and minimum.inside]
     if dense not in laws and len(inside) < 2:
@@ -242,7 +242,7 @@ def _multipliers(
     missing += doubts
     if missing:
         return found, f"{'; '.join(missing)}."
-    return found, "" if found else "no isoFLOP minimum of an architecture with experts is known."
+    return found, "" if found else "no isoFLOP minimum of another architecture is known."
 
 
 def _doubt(

@@ -21,6 +21,8 @@ class Column:
     help: str
     write: Callable[[float], str] | None = None
     """How a number is shown; none: text."""
+    neutral: frozenset[str] = frozenset()
+    """Values that say nothing: where there are no others the column is left out."""
 
     @property
     def text(self) -> bool:
@@ -52,6 +54,7 @@ COLUMNS: Final = (
     Column(name="stage", title="stage", help="Why it was run"),
     Column(name="status", title="status", help="done, diverged or failed"),
     Column(name="loss", title="loss", help="nats/token on held-out text", write=_fixed(4)),
+    Column(name="loss_as_trained", title="as trained", help="Loss with the choices of training", write=_fixed(4)),
     Column(name="loss_std", title="± s.e.", help="Standard error of the loss over held-out windows", write=_fixed(4)),
     Column(name="bits_per_byte", title="bits/byte", help="The loss per byte of text", write=_fixed(4)),
     Column(name="params_active", title="active", help="Non-embedding parameters that a token uses", write=short),
@@ -68,6 +71,16 @@ COLUMNS: Final = (
         write=short,
     ),
     Column(name="router", title="router", help="How tokens and experts find each other"),
+    Column(
+        name="depth_capacity",
+        title="capacity",
+        help="Share of the tokens that depth-routed blocks compute as trained",
+        write=short,
+        neutral=frozenset({"1", "1.0"}),
+    ),
+    Column(name="kept_share", title="kept", help="Share that they computed as sampled", write=_fixed(3)),
+    Column(name="depth_router", title="depth router", help="How tokens are chosen", neutral=frozenset({"none"})),
+    Column(name="depth_agreement", title="agreement", help="Of the rule of sampling with top-k", write=_fixed(3)),
     Column(name="learning_rate", title="learning rate", help="Peak learning rate", write=lambda value: f"{value:.3g}"),
     Column(name="seed", title="seed", help="Seed of weights and data order", write=short),
     Column(name="epochs", title="epochs", help="Passes over the training text", write=_fixed(2)),
@@ -82,7 +95,7 @@ COLUMNS: Final = (
 
 def run_table(runs: "RunTable") -> dict[str, Any]:
     """Columns, rows and a sentence for the template; columns that are empty throughout are left out."""
-    columns = [column for column in COLUMNS if any(view.texts(runs, column.name))]
+    columns = [column for column in COLUMNS if set(view.texts(runs, column.name)) - column.neutral - {""}]
     values = {column.name: view.texts(runs, column.name) for column in columns}
     if not any(column.name == "run_id" for column in columns):
         columns.insert(0, COLUMNS[0])

@@ -69,6 +69,7 @@ def _by_budget(evidence: "Evidence") -> list[Section]:
         ]
     missing = f"fitted minima: {evidence.minima_missing}" if evidence.minima_missing else ""
     budgets = ", ".join(flops(budget) for budget in sorted({point.budget for point in points}))
+    above = figures.off_scale(runs)
     isoflop = Plot(
         key="isoflop",
         draw=lambda width: figures.isoflop_curves(runs, minima, width=width),
@@ -78,12 +79,39 @@ def _by_budget(evidence: "Evidence") -> list[Section]:
             "lower a minimum, the better the architecture uses the budget; where a curve is flat, size hardly matters."
             if minima
             else "The lowest point of a colour is its best size."
-        ),
+        )
+        + (f" Arrows at the upper edge stand for {above} points far above the others." if above else ""),
         description=f"Loss against active parameters at budgets of {budgets} FLOPs, one curve for each architecture.",
     )
-    if all(architecture.dense for architecture in evidence.architectures):
-        lacking = Section(key="granularity", title=granularity, missing="the study has no architecture with experts.")
-        return [Section(key="isoflop", title=curves, plots=[isoflop], missing=missing), lacking]
+    found = [Section(key="isoflop", title=curves, plots=[isoflop], missing=missing)]
+    routed = any(architecture.depth_routed for architecture in evidence.architectures)
+    values = {a.granularity for a in evidence.architectures if a.has_experts and not a.depth_routed}
+    if len(values) > 1 or (values and not routed):
+        found.append(_granularity(evidence, granularity, budgets, missing))
+    elif not routed:
+        found.append(
+            Section(key="granularity", title=granularity, missing="the study has no architecture with experts.")
+        )
+    return [*found, _capacity(evidence, budgets, missing)] if routed else found
+
+
+def _capacity(evidence: "Evidence", budgets: str, missing: str) -> Section:
+    runs, minima = evidence.grid, evidence.minima
+    plot = Plot(
+        key="capacity",
+        draw=lambda width: figures.loss_against_capacity(runs, minima, width=width),
+        caption="Each architecture at its best size: filled marks are fitted minima over size with 90% intervals, "
+        "hollow ones the best size that was run, with the range between seeds where there are several; an arrow stands "
+        "for a loss above the panel. Lines join what differs in capacity alone; level lines are without depth routing. "
+        "Losses are those of the causal model. A smaller capacity computes fewer tokens in each routed block, and so "
+        "sees more text on the same budget.",
+        description=f"Loss against depth capacity at budgets of {budgets} FLOPs.",
+    )
+    return Section(key="capacity", title="What depth routing does", plots=[plot], missing=missing)
+
+
+def _granularity(evidence: "Evidence", title: str, budgets: str, missing: str) -> Section:
+    runs, minima = evidence.grid, evidence.minima
     fitted = (
         "Filled marks are fitted minima over size, where they are inside the sizes that were run, with 90% intervals; "
         "hollow marks, to the right, the best size"
@@ -98,10 +126,7 @@ def _by_budget(evidence: "Evidence") -> list[Section]:
         "pays for its router with tokens: where the line turns up, that price is higher than the gain.",
         description=f"Loss against granularity at budgets of {budgets} FLOPs, with the dense model as a line.",
     )
-    return [
-        Section(key="isoflop", title=curves, plots=[isoflop], missing=missing),
-        Section(key="granularity", title=granularity, plots=[against], missing=missing),
-    ]
+    return Section(key="granularity", title=title, plots=[against], missing=missing)
 
 
 def _frontier(evidence: "Evidence") -> Section:
@@ -224,7 +249,8 @@ def _verification(evidence: "Evidence") -> Section:
 
 
 def _efficiency(evidence: "Evidence") -> Section:
-    title = "How much compute the experts save"
+    routed = any(architecture.depth_routed for architecture in evidence.architectures)
+    title = f"How much compute the experts{' and the routing of depth' if routed else ''} save"
     multipliers = [multiplier for multiplier in evidence.multipliers if 0 < multiplier.value < np.inf]
     beyond = [multiplier for multiplier in evidence.multipliers if multiplier.value == np.inf]
     missing = evidence.multipliers_missing
@@ -241,9 +267,9 @@ def _efficiency(evidence: "Evidence") -> Section:
         key="efficiency",
         draw=lambda width: figures.efficiency(evidence.architectures, multipliers, width=width),
         caption="FLOPs that a dense model needs for the same loss, divided by the FLOPs spent; above the line the "
-        "experts pay. The loss is that of the isoFLOP minimum where it is inside the sizes that were run and has an "
-        "interval, else of the law; the dense FLOPs for it are those of the dense law, if there is one. Bars are 90% "
-        "intervals"
+        "architecture pays. The loss is that of the isoFLOP minimum where it is inside the sizes that were run and has "
+        "an interval, else of the law; the dense FLOPs for it are those of the dense law, if there is one. Bars are "
+        "90% intervals"
         + (", hollow marks need dense losses beyond the dense runs' budgets (extrapolated)." if hollow else "."),
         description=f"Efficiency multiplier against budget, between {factor(low)} and {factor(high)}.",
     )
@@ -253,7 +279,7 @@ def _efficiency(evidence: "Evidence") -> Section:
 def _load(records: "StudyRecords", evidence: "Evidence") -> Section:
     title = "How evenly the experts are used"
     runs = evidence.grid
-    experts = [architecture.name for architecture in evidence.architectures if not architecture.dense]
+    experts = [architecture.name for architecture in evidence.architectures if architecture.has_experts]
     if not experts:
         return Section(key="load", title=title, missing="the study has no architecture with experts.")
     ids = view.texts(runs, "run_id")
@@ -269,7 +295,8 @@ def _load(records: "StudyRecords", evidence: "Evidence") -> Section:
         )
         return Section(key="load", title=title, plots=[plot])
     largest = view.numbers(runs, "load_max")
-    rows = [[name, f"{largest[row]:.2f}×"] for name, row in _best_rows(evidence).items() if np.isfinite(largest[row])]
+    best = [(name, row) for name, row in _best_rows(evidence).items() if name in experts]
+    rows = [[name, f"{largest[row]:.2f}×"] for name, row in best if np.isfinite(largest[row])]
     if not rows:
         return Section(key="load", title=title, missing="no run recorded its experts' load.")
     table = {

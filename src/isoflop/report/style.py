@@ -2,7 +2,9 @@
 
 The palette is fixed by meaning, not by order of appearance: dense is ink, an MoE's colour is its granularity (warm to
 cold, lightness falling, so that it survives colour blindness and a grey print), and marker and dash repeat the
-distinction. Each colour of the light palette has a twin of the dark one; the page swaps them with CSS variables.
+distinction. Depth routing without experts is green, the darker the fewer tokens it computes; its markers tell its
+architectures apart. Each colour of the light palette has a twin of the dark one; the page swaps them with CSS
+variables.
 """
 
 import math
@@ -38,6 +40,10 @@ LIGHT: Final[dict[str, str]] = {
     "g16": "#5b2fa9",
     "g32": "#31349b",
     "g64": "#14305f",
+    "c1": "#6a9a1f",
+    "c2": "#3d8a3a",
+    "c4": "#157552",
+    "c8": "#0b5a55",
 }
 """Colours by role; the saved PNG and SVG files use these."""
 
@@ -54,10 +60,16 @@ DARK: Final[dict[str, str]] = {
     "g16": "#b795ff",
     "g32": "#93a9ff",
     "g64": "#7fc5f5",
+    "c1": "#c8e36a",
+    "c2": "#9ad884",
+    "c4": "#74cfa0",
+    "c8": "#5cc2bb",
 }
 """The same roles on a dark page."""
 
 _MARKERS: Final = {"ink": "o", "g1": "s", "g2": "^", "g4": "D", "g8": "v", "g16": "P", "g32": "X", "g64": "p"}
+_MOST_NAMED: Final = 12
+_DEPTH_MARKERS: Final = "^vsDPXph*<>d8"
 DASHES: Final[tuple[Any, ...]] = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 
 
@@ -85,18 +97,32 @@ class Look:
 
 
 def look_of(architectures: "Iterable[Architecture]") -> dict[str, Look]:
-    """The look of each architecture, by name; a second one of the same granularity gets another dash."""
+    """The look of each architecture, by name; a second one of the same colour gets another dash, and among
+    depth-routed ones another marker."""
     taken: dict[str, int] = {}
     result = {}
+    n_depth = 0
     for architecture in architectures:
-        power = min(6, max(0, round(math.log2(max(1.0, architecture.granularity)))))
-        role = "ink" if architecture.dense else f"g{2**power}"
+        role = _role(architecture)
         repeat = taken.get(role, 0)
         taken[role] = repeat + 1
+        marker, filled = _MARKERS.get(role), repeat == 0
+        if marker is None:
+            marker, filled = _DEPTH_MARKERS[n_depth % len(_DEPTH_MARKERS)], True
+            n_depth += 1
         result[architecture.name] = Look(
-            color=LIGHT[role], marker=_MARKERS[role], dash=DASHES[repeat % len(DASHES)], filled=repeat == 0
+            color=LIGHT[role], marker=marker, dash=DASHES[repeat % len(DASHES)], filled=filled
         )
     return result
+
+
+def _role(architecture: "Architecture") -> str:
+    """Key of the palette."""
+    if architecture.dense:
+        return "ink"
+    if not architecture.has_experts:
+        return f"c{2 ** min(3, max(0, round(-math.log2(min(1.0, architecture.depth_capacity)))))}"
+    return f"g{2 ** min(6, max(0, round(math.log2(max(1.0, architecture.granularity)))))}"
 
 
 def grid(count: int, *, width: float, panel_height: float, most: int = 3) -> "tuple[Figure, list[Axes]]":
@@ -172,7 +198,8 @@ def legend(figure: "Figure", entries: Sequence[tuple[str, dict[str, Any]]]) -> N
 def name_lines(axes: "Axes", labels: Sequence[tuple[str, float, float, dict[str, Any]]]) -> None:
     """Name lines right of the axes, moved apart where they would overlap, with a thin line from each line's end.
 
-    On a narrow figure with long names, which would leave no room for the lines, a legend above names them instead.
+    On a narrow figure with long names, which would leave no room for the lines, a legend above names them instead; so
+    it does for many lines, whose names would lie far from them.
 
     Args:
         axes: the axes, with its limits set by the data already drawn.
@@ -180,7 +207,7 @@ def name_lines(axes: "Axes", labels: Sequence[tuple[str, float, float, dict[str,
     """
     figure = axes.get_figure(root=True)
     assert figure is not None
-    if max(len(text) for text, _, _, _ in labels) > 3.2 * figure.get_figwidth():
+    if len(labels) > _MOST_NAMED or max(len(text) for text, _, _, _ in labels) > 3.2 * figure.get_figwidth():
         legend(figure, [(text, style) for text, _, _, style in labels])
         return
     axes.set_ylim(axes.get_ylim())

@@ -20,16 +20,30 @@ class Architecture:
     granularity: float
     expansion_rate: float
     router: str
+    depth_capacity: float = 1.0
+    """Share of the tokens that its depth-routed blocks compute."""
+    depth_routed: bool = False
+    """Whether it has such blocks; their capacity may be 1."""
 
     @property
     def dense(self) -> bool:
-        """Whether it has no experts."""
-        return self.expansion_rate == 1 and self.router in ("none", "")
+        """Whether every token meets all of it: no experts, no depth routing."""
+        return not self.has_experts and not self.depth_routed
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether it is a Mixture-of-Experts."""
+        return self.expansion_rate != 1 or self.router not in ("none", "")
 
     @property
     def family(self) -> str:
         """Its name without the granularity: what architectures share that differ in granularity alone."""
         return re.sub(r"[-_ ]*\b[gG]=?\d+(\.\d+)?\b", "", self.name).strip("-_ ") or f"E{self.expansion_rate:g}"
+
+    @property
+    def depth_family(self) -> str:
+        """Its name without the depth capacity: what architectures share that differ in capacity alone."""
+        return re.sub(r"[-_ ]*\b[cC]=?(\d+(\.\d+)?|\.\d+)(?![\w.])", "", self.name).strip("-_ ") or "depth-routed"
 
 
 def numbers(runs: "RunTable", name: str) -> np.ndarray:
@@ -46,19 +60,21 @@ def names(runs: "RunTable") -> list[str]:
     """The architecture of each row: its name in the study, else one made of its granularity and expansion rate."""
     given = texts(runs, "architecture")
     granularity, expansion = numbers(runs, "granularity"), numbers(runs, "expansion_rate")
+    capacity = numbers(runs, "depth_capacity")
     return [
-        name or ("dense" if not expansion[row] > 1 else f"E{expansion[row]:g}-G{granularity[row]:g}")
+        name
+        or ("dense" if not expansion[row] > 1 else f"E{expansion[row]:g}-G{granularity[row]:g}")
+        + (f"-c{capacity[row]:g}" if capacity[row] < 1 else "")
         for row, name in enumerate(given)
     ]
 
 
 def architectures(runs: "RunTable") -> list[Architecture]:
-    """Every architecture of the table: dense first, then by expansion rate, granularity and name."""
-    granularity, expansion, routers = (
-        numbers(runs, "granularity"),
-        numbers(runs, "expansion_rate"),
-        texts(runs, "router"),
+    """Every architecture of the table: dense first, then by experts, depth routing, capacity, granularity and name."""
+    granularity, expansion, capacity = (
+        numbers(runs, name) for name in ("granularity", "expansion_rate", "depth_capacity")
     )
+    routers, depth_routers = texts(runs, "router"), texts(runs, "depth_router")
     found: dict[str, Architecture] = {}
     for row, name in enumerate(names(runs)):
         found.setdefault(
@@ -68,9 +84,14 @@ def architectures(runs: "RunTable") -> list[Architecture]:
                 granularity=granularity[row] if math.isfinite(granularity[row]) else 1.0,
                 expansion_rate=expansion[row] if math.isfinite(expansion[row]) else 1.0,
                 router=routers[row],
+                depth_capacity=capacity[row] if math.isfinite(capacity[row]) else 1.0,
+                depth_routed=bool(capacity[row] < 1) or depth_routers[row] not in ("none", ""),
             ),
         )
-    return sorted(found.values(), key=lambda a: (not a.dense, a.expansion_rate, a.granularity, a.name))
+    return sorted(
+        found.values(),
+        key=lambda a: (not a.dense, a.expansion_rate, a.depth_routed, -a.depth_capacity, a.granularity, a.name),
+    )
 
 
 def budgets(runs: "RunTable") -> np.ndarray:

@@ -2,7 +2,7 @@
 matplotlib Figure (no pyplot, nothing shown, nothing saved). `width` is in inches; panels wrap to fit it."""
 
 from isoflop.report.figures.agreement import parity, residuals, verification
-from isoflop.report.figures.isoflop import isoflop_curves, loss_against_granularity
+from isoflop.report.figures.isoflop import isoflop_curves, loss_against_capacity, loss_against_granularity, off_scale
 from isoflop.report.figures.scaling import efficiency, frontier
 from isoflop.report.figures.training import expert_load, training_curves
 
@@ -11,7 +11,9 @@ __all__ = [
     "expert_load",
     "frontier",
     "isoflop_curves",
+    "loss_against_capacity",
     "loss_against_granularity",
+    "off_scale",
     "parity",
     "residuals",
     "training_curves",

@@ -53,12 +53,85 @@ def isoflop_curves(runs: "RunTable", minima: Sequence[Minimum] = (), *, width: f
                 if (minimum.architecture, minimum.budget) == (architecture.name, budget):
                     _parabola(axes, minimum, look, (low, high))
         losses = [point.loss for point in here]
-        room = 0.08 * (np.ptp(losses) or 0.1)
-        axes.set_ylim(min(losses) - room, max(losses) + room)
+        top = _top(losses)
+        room = 0.08 * (top - min(losses) or 0.1)
+        axes.set_ylim(min(losses) - room, top + room)
+        for point in here:
+            if point.loss > top:
+                _arrow(axes, point.params_active, top + 0.5 * room, looks[point.architecture])
         title(axes, f"{flops(budget)} FLOPs")
         axes.set_xlabel("active parameters")
         axes.set_ylabel("loss (nats/token)" if outer(axes) else "")
     legend(figure, [(a.name, looks[a.name].line | looks[a.name].marks | {"markersize": 5}) for a in architectures])
+    return figure
+
+
+def off_scale(runs: "RunTable") -> int:
+    """How many points `isoflop_curves` shows as arrows at the upper edge of their panel."""
+    points = view.measured(runs)
+    budgets = {point.budget for point in points}
+    losses = [[point.loss for point in points if point.budget == budget] for budget in budgets]
+    return sum(loss > _top(own) for own in losses for loss in own)
+
+
+def _top(losses: Sequence[float]) -> float:
+    """The highest loss that is drawn to scale: a few far above the rest would flatten all the others."""
+    low, most = min(losses), float(np.quantile(losses, 0.75, method="lower"))
+    return min(max(losses), low + 4 * (most - low)) if most > low else max(losses)
+
+
+def loss_against_capacity(runs: "RunTable", minima: Sequence[Minimum] = (), *, width: float = WIDE) -> "Figure":
+    """Loss against the capacity of depth-routed blocks, one panel a budget; marks as in `loss_against_granularity`.
+
+    One line per family of architectures that differ in capacity alone; architectures without depth routing are
+    horizontal lines.
+    """
+    points, architectures = view.measured(runs), view.architectures(runs)
+    looks = look_of(architectures)
+    routed = [architecture for architecture in architectures if architecture.depth_routed]
+    families: dict[str, list[view.Architecture]] = {}
+    for architecture in routed:
+        families.setdefault(architecture.depth_family, []).append(architecture)
+    values = sorted({architecture.depth_capacity for architecture in routed})
+    budgets = sorted({point.budget for point in points if point.architecture in {a.name for a in routed}})
+    figure, panels = grid(len(budgets), width=width, panel_height=3.1)
+    fitted = {(minimum.architecture, minimum.budget): minimum for minimum in minima if minimum.inside}
+    for budget, axes in zip(budgets, panels, strict=True):
+        log_axis(axes, "x", [values[0] / 1.15, values[-1] * 1.3])
+        axes.set_xticks(values, [f"{value:g}" for value in values])
+        best = {a.name: view.best_measured(points, a.name, budget) for a in architectures}
+        shown = [point.loss for point in best.values() if point is not None]
+        top = _top(shown)
+        for other in architectures:
+            if not other.depth_routed:
+                color = looks[other.name].color
+                _dense_line(axes, other.name, fitted.get((other.name, budget)), best[other.name], color=color)
+        for index, family in enumerate(families.values()):
+            shift = 1.15 ** (index / max(1, len(families) - 1))
+            chosen = [(a, fitted.get((a.name, budget)), best[a.name]) for a in reversed(family)]
+            chosen = [(a, minimum, point) for a, minimum, point in chosen if minimum or point]
+            axes.plot(
+                [a.depth_capacity * shift for a, _, _ in chosen],
+                [minimum.loss if minimum else point.loss for _, minimum, point in chosen if minimum or point],  # type: ignore[union-attr]
+                color=LIGHT["muted"],
+                linewidth=1.0,
+                zorder=2,
+            )
+            for architecture, minimum, point in chosen:
+                look, x = looks[architecture.name], architecture.depth_capacity * shift
+                if minimum:
+                    _fitted(axes, x, minimum, look)
+                elif point and point.loss > top:
+                    _arrow(axes, x, top, look)
+                elif point:
+                    _bars(axes, [point], [x], look, hollow=True)
+        room = 0.08 * (top - min(shown) or 0.1)
+        axes.set_ylim(min(shown) - room, top + room)
+        title(axes, f"{flops(budget)} FLOPs")
+        axes.set_xlabel("depth capacity")
+        axes.set_ylabel("loss (nats/token)" if outer(axes) else "")
+    key = [(a.name, looks[a.name].marks | {"linestyle": "none", "markersize": 6}) for a in routed]
+    legend(figure, key)
     return figure
 
 
@@ -75,7 +148,7 @@ def loss_against_granularity(runs: "RunTable", minima: Sequence[Minimum] = (), *
     budgets = sorted({point.budget for point in points})
     families: dict[str, list[view.Architecture]] = {}
     for architecture in architectures:
-        if not architecture.dense:
+        if architecture.has_experts and not architecture.depth_routed:
             families.setdefault(architecture.family, []).append(architecture)
     values = sorted({architecture.granularity for family in families.values() for architecture in family}) or [1.0]
     figure, panels = grid(len(budgets), width=width, panel_height=2.9)
@@ -110,6 +183,11 @@ def loss_against_granularity(runs: "RunTable", minima: Sequence[Minimum] = (), *
         axes.margins(y=0.12)
     legend(figure, _granularity_key(list(families), bool(fitted)))
     return figure
+
+
+def _arrow(axes: "Axes", x: float, y: float, look: Look) -> None:
+    """Stands for a loss above the panel."""
+    axes.plot([x], [y], linestyle="none", marker="$\\uparrow$", color=look.color, markersize=6)
 
 
 def _bars(
@@ -171,13 +249,20 @@ def _fitted(axes: "Axes", x: float, minimum: Minimum, look: Look) -> None:
     )
 
 
-def _dense_line(axes: "Axes", name: str, minimum: Minimum | None, point: view.Measured | None) -> None:
+def _dense_line(
+    axes: "Axes",
+    name: str,
+    minimum: Minimum | None,
+    point: view.Measured | None,
+    *,
+    color: str = LIGHT["ink"],
+) -> None:
     if minimum is None and point is None:
         return
     loss = minimum.loss if minimum else point.loss  # type: ignore[union-attr]
     if minimum and minimum.loss_interval:
-        axes.axhspan(*minimum.loss_interval, color=LIGHT["ink"], alpha=0.1, linewidth=0, zorder=1)
-    axes.axhline(loss, color=LIGHT["ink"], linewidth=1.5, zorder=1)
+        axes.axhspan(*minimum.loss_interval, color=color, alpha=0.1, linewidth=0, zorder=1)
+    axes.axhline(loss, color=color, linewidth=1.5, zorder=1)
     axes.annotate(
         plain(name),
         (1.0, loss),
@@ -187,7 +272,7 @@ def _dense_line(axes: "Axes", name: str, minimum: Minimum | None, point: view.Me
         ha="right",
         va="bottom",
         fontsize=8.5,
-        color=LIGHT["ink"],
+        color=color,
     )
 
 

@@ -45,7 +45,7 @@ def frontier(
     ends: dict[str, tuple[float, float]] = {}
     for index, architecture in enumerate(architectures):
         look = looks[architecture.name]
-        dodge = 1.01 ** (index - (len(architectures) - 1) / 2)
+        dodge = min(1.01, 1.07 ** (1 / len(architectures))) ** (index - (len(architectures) - 1) / 2)
         for budget in sorted({point.budget for point in points if point.architecture == architecture.name}):
             minimum = inside.get((architecture.name, budget))
             best = view.best_measured(points, architecture.name, budget)
