@@ -1,6 +1,7 @@
 """From a compute budget and a loss law to the architecture to train."""
 
 from isoflop.planner._experiments import laws_of_runs
+from isoflop.planner.allocation import Realised, ratio_sweep, realise
 from isoflop.planner.answer import Answer, answer
 from isoflop.planner.constraints import Constraints
 from isoflop.planner.hardware import HARDWARE, Expense, Hardware, Machine, hardware
@@ -34,6 +35,7 @@ __all__ = [
     "NextRun",
     "Plan",
     "PlanRow",
+    "Realised",
     "RunCandidate",
     "SpeedTable",
     "Template",
@@ -49,5 +51,7 @@ __all__ = [
     "neighbour",
     "next_run",
     "plan",
+    "ratio_sweep",
+    "realise",
     "sizes_around",
 ]

@@ -63,9 +63,18 @@ class Count:
     """Feed-forward and expert FLOPs / attention FLOPs; the expert-attention conventions add the router, as their paper
     does."""
 
+    @property
+    def expert_attention_ratios(self) -> Mapping[str, float]:
+        """The ratio `without_router` and `with_router` FLOPs beside those of the experts."""
+        flops = self.flops_per_token
+        experts = flops["feed_forward"] + flops["experts"]
+        attention = flops["attention"]
+        return {"without_router": experts / attention, "with_router": (experts + flops["router"]) / attention}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary for JSON."""
-        return {key: dict(value) if isinstance(value, Mapping) else value for key, value in vars(self).items()}
+        values = {key: dict(value) if isinstance(value, Mapping) else value for key, value in vars(self).items()}
+        return {**values, "expert_attention_ratios": dict(self.expert_attention_ratios)}
 
 
 def count(spec: DecoderSpec, *, context: int | None = None, convention: str = "exact") -> Count:
