@@ -36,6 +36,7 @@ from isoflop.laws.repeats import LackOfFit, NoiseFloor, lack_of_fit, noise_floor
 from isoflop.laws.result import Fit
 from isoflop.laws.shared import SharedFit, fit_shared
 from isoflop.laws.table import RunTable
+from isoflop.laws.valleys import Valley, allocation_of, ratio_valleys
 from isoflop.laws.writing import write_runs
 
 __all__ = [
@@ -69,6 +70,8 @@ __all__ = [
     "SharedFit",
     "Sparsity",
     "Unified",
+    "Valley",
+    "allocation_of",
     "best_of",
     "compare",
     "cost_between_runs",
@@ -87,6 +90,7 @@ __all__ = [
     "posterior",
     "profile",
     "published",
+    "ratio_valleys",
     "read_runs",
     "save_fit",
     "write_runs",

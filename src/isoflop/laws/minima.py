@@ -7,11 +7,10 @@ from typing import Any, Literal
 import numpy as np
 
 from isoflop.errors import InputError
+from isoflop.laws._parabola import Interval, Parabola, central, pooled_noise
 from isoflop.laws._rows import Runs, as_table, check_values
 from isoflop.laws.reading import derive
 from isoflop.laws.table import RunTable
-
-Interval = tuple[float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,13 +112,8 @@ def isoflop_minima(
         _Curve(dict(zip(by, key, strict=True)), table.take([i for i, own in enumerate(keys) if own == key]))
         for key in dict.fromkeys(keys)
     ]
-    fitted = [curve for curve in curves if curve.coefficients is not None]
-    spare = sum(curve.n_rows - 3 for curve in fitted)
-    variance = sum(curve.squares for curve in fitted) / spare if spare else None
     rng = np.random.default_rng(seed)
-    noise = np.zeros(0)
-    if variance is not None:
-        noise = np.sqrt(variance * spare / rng.chisquare(spare, size=draws))
+    noise = pooled_noise([curve.parabola for curve in curves], draws, rng)
     return [curve.minimum(noise, level, rng) for curve in curves]
 
 
@@ -129,43 +123,25 @@ class _Curve:
     def __init__(self, group: dict[str, Any], table: RunTable) -> None:
         self.group = group
         self.n_rows = len(table)
-        self.log_size = np.log(table.numeric("params_active"))
         self.log_total = np.log(table.numeric("params_total"))
         self.log_tokens = np.log(table.numeric("tokens"))
-        self.loss = table.numeric("loss")
         self.flops = float(np.exp(np.mean(np.log(table.numeric("flops")))))
-        self.sizes = np.unique(np.round(self.log_size, 6))
-        self.centre = float(self.log_size.mean())
-        self.coefficients: np.ndarray | None = None
-        if len(self.sizes) >= 3:
-            x = self.log_size - self.centre
-            design = np.stack([np.ones_like(x), x, x * x], axis=1)
-            self.coefficients, *_ = np.linalg.lstsq(design, self.loss, rcond=None)
-            self.squares = float(np.sum((self.loss - design @ self.coefficients) ** 2))
-            self.root = np.linalg.inv(np.linalg.qr(design, mode="r"))
+        self.parabola = Parabola(np.log(table.numeric("params_active")), table.numeric("loss"))
 
     def minimum(self, noise: np.ndarray, level: float, rng: np.random.Generator) -> Minimum:
         """The vertex, or the lowest row where there is none; noise [B] holds draws of the standard deviation."""
-        lowest = int(np.argmin(self.loss))
-        log_size, loss, curvature = float(self.log_size[lowest]), float(self.loss[lowest]), None
-        vertices = losses = np.zeros(0)
-        if self.coefficients is None:
+        parabola = self.parabola
+        lowest = parabola.lowest
+        log_size, loss, curvature = float(parabola.x[lowest]), float(parabola.loss[lowest]), None
+        if parabola.coefficients is None:
             status = "too_few_sizes"
-        elif self.coefficients[2] <= 0:
+        elif parabola.vertex is None:
             status = "not_convex"
         else:
-            first, slope, curvature = (float(value) for value in self.coefficients)
-            log_size = self.centre - slope / (2 * curvature)
-            loss = first - slope * slope / (4 * curvature)
-            status = "inside" if self._inside(log_size) else "edge"
-            if len(noise):
-                spread = rng.standard_normal((len(noise), 3)) @ self.root.T
-                drawn = self.coefficients + noise[:, None] * spread
-                with np.errstate(divide="ignore", invalid="ignore"):
-                    convex = drawn[:, 2] > 0
-                    vertices = np.where(convex, self.centre - drawn[:, 1] / (2 * drawn[:, 2]), np.nan)
-                    losses = np.where(convex, drawn[:, 0] - drawn[:, 1] ** 2 / (4 * drawn[:, 2]), np.nan)
-        sizes = _interval(vertices, level)
+            log_size, loss, curvature = parabola.vertex
+            status = "inside" if parabola.is_inside(log_size) else "edge"
+        vertices, losses, _ = parabola.draws(noise if parabola.vertex else np.zeros(0), rng)
+        sizes = central(vertices, level)
         ends = None if sizes is None else [float(np.exp(self._at(self.log_tokens, end))) for end in sizes]
         return Minimum(
             group=self.group,
@@ -177,30 +153,18 @@ class _Curve:
             loss=loss,
             params_interval=None if sizes is None else (float(np.exp(sizes[0])), float(np.exp(sizes[1]))),
             tokens_interval=None if ends is None else (min(ends), max(ends)),
-            loss_interval=_interval(losses, level),
+            loss_interval=central(losses, level),
             curvature=curvature,
             n_rows=self.n_rows,
-            n_sizes=len(self.sizes),
-            size_range=(float(np.exp(self.sizes[0])), float(np.exp(self.sizes[-1]))),
+            n_sizes=len(parabola.values),
+            size_range=(float(np.exp(parabola.values[0])), float(np.exp(parabola.values[-1]))),
             loss_draws=losses,
         )
 
-    def _inside(self, log_size: float) -> bool:
-        means = [self.loss[np.abs(self.log_size - size) < 1e-5].mean() for size in self.sizes]
-        return bool(self.sizes[0] < log_size < self.sizes[-1] and 0 < int(np.argmin(means)) < len(means) - 1)
-
     def _at(self, values: np.ndarray, log_size: float) -> float:
         """A column's logarithm at a size: a line through the group's rows."""
-        if len(self.sizes) == 1:
+        own = self.parabola
+        if len(own.values) == 1:
             return float(values.mean())
-        slope, offset = np.polyfit(self.log_size - self.centre, values, 1)
-        return float(offset + slope * (log_size - self.centre))
-
-
-def _interval(values: np.ndarray, level: float) -> Interval | None:
-    """Central interval of the draws; None where there are none or too many are flat."""
-    tail = (1 - level) / 2
-    if not len(values) or np.mean(~np.isfinite(values)) > tail:
-        return None
-    low, high = np.nanquantile(values, [tail, 1 - tail])
-    return float(low), float(high)
+        slope, offset = np.polyfit(own.x - own.centre, values, 1)
+        return float(offset + slope * (log_size - own.centre))

@@ -1,0 +1,238 @@
+"""Where the loss is least over the expert–attention ratio, how deep that valley is, and how its place moves."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal
+
+import numpy as np
+
+from isoflop.errors import InputError
+from isoflop.laws._parabola import Interval, Parabola, central, pooled_noise
+from isoflop.laws._rows import Runs, as_table, check_values
+from isoflop.laws.fitting import fit
+from isoflop.laws.reading import derive
+from isoflop.laws.result import Fit
+from isoflop.laws.table import RunTable
+
+WRONG: Final = (0.5, 2.0)
+"""Multiples of the best ratio whose cost is told."""
+
+_COLUMN = "expert_attention_ratio"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Valley:
+    """A parabola loss = L* + v (ln r − ln r*)² through runs that differ in r, the expert–attention ratio."""
+
+    group: Mapping[str, Any]
+    """The values of the columns that the runs were grouped by."""
+    status: Literal["inside", "edge", "not_convex", "too_few_ratios"]
+    """inside: r* lies inside the ratios that were run; edge: at or beyond an end of them, so that it is an
+    extrapolation; not_convex: the parabola opens downward, and the lowest run stands in; too_few_ratios: fewer than
+    three, likewise."""
+    ratio: float
+    """r*."""
+    ratio_interval: Interval | None
+    """None where the rows leave no noise estimate or the parabola may be flat: then any ratio may be the best."""
+    loss: float
+    """Loss at r*, nats per token."""
+    loss_interval: Interval | None
+    depth: float | None
+    """v, nats per squared ln r; None without a parabola."""
+    depth_interval: Interval | None
+    """Of v; where it holds 0, the runs do not show that there is a valley."""
+    costs: Mapping[float, float]
+    """Nats lost at these multiples of r*, v (ln multiple)²; empty without a parabola."""
+    cost_intervals: Mapping[float, Interval]
+    """Likewise."""
+    band: Interval | None
+    """Ratios whose loss is within `noise` of the least; None without a parabola or noise."""
+    noise: float | None
+    """Standard deviation of one run's loss about the parabolas, pooled over all groups, nats."""
+    flops: float
+    """Geometric mean of the runs' training FLOPs."""
+    sparsity: float
+    """Mean of the runs' sparsity."""
+    n_rows: int
+    ratio_range: Interval
+    """Smallest and largest ratio that was run."""
+    log_ratio_draws: np.ndarray = field(repr=False, compare=False)
+    """Draws of ln r* [B], NaN where a draw has no valley."""
+
+    @property
+    def inside(self) -> bool:
+        """Whether r* lies inside the ratios that were run."""
+        return self.status == "inside"
+
+    def curve(self, ratio: np.ndarray) -> np.ndarray:
+        """The parabola at these ratios, nats per token; NaN without one."""
+        if self.depth is None:
+            return np.full(np.shape(ratio), np.nan)
+        return np.asarray(self.loss + self.depth * np.log(np.asarray(ratio) / self.ratio) ** 2)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionary for JSON, without the draws."""
+        hidden = ("group", "log_ratio_draws", "costs", "cost_intervals")
+        values = {name: value for name, value in vars(self).items() if name not in hidden}
+        costs = {f"{times:g}": nats for times, nats in self.costs.items()}
+        intervals = {f"{times:g}": list(ends) for times, ends in self.cost_intervals.items()}
+        return {**self.group, **values, "costs": costs, "cost_intervals": intervals}
+
+
+def ratio_valleys(
+    runs: Runs,
+    by: Sequence[str] = ("sparsity", "budget"),
+    *,
+    level: float = 0.9,
+    draws: int = 1000,
+    seed: int = 0,
+) -> list[Valley]:
+    """Fit a parabola in ln r to the losses of each group of runs, such as those of one budget and sparsity.
+
+    The runs of a group should be alike in all that the ratio does not move (FLOPs per token, tokens), or each ratio be
+    at its own best size. Intervals come from draws of the parabola's coefficients, with a noise pooled over all groups
+    (as in `isoflop_minima`). The parabola is the leading term of any valley about its floor: ratios far from r*, or
+    spread unevenly about it, bias the minimum, and no interval shows it.
+
+    Args:
+        runs: finished runs with expert_attention_ratio, sparsity, flops and loss; others are left out.
+        by: columns whose values make a group.
+        level: of the intervals.
+        draws: number of draws.
+        seed: of the draws.
+
+    Raises:
+        InputError: if a column is absent or a value is missing, naming the row.
+    """
+    if not 0 < level < 1:
+        raise InputError(f"level is {level:g}; it must be between 0 and 1.")
+    table = derive(as_table(runs).usable())
+    if not len(table):
+        raise InputError("no row has status done; valleys need finished runs.")
+    for column in (_COLUMN, "sparsity", "flops", "loss"):
+        check_values(table, column)
+    keys = list(zip(*(table[column].tolist() for column in by), strict=True))
+    groups = [(key, table.take([i for i, own in enumerate(keys) if own == key])) for key in dict.fromkeys(keys)]
+    parabolas = [Parabola(np.log(own.numeric(_COLUMN)), own.numeric("loss")) for _, own in groups]
+    rng = np.random.default_rng(seed)
+    noise = pooled_noise(parabolas, draws, rng)
+    spare = sum(parabola.spare for parabola in parabolas)
+    sd = float(np.sqrt(sum(parabola.squares for parabola in parabolas) / spare)) if spare > 0 else None
+    return [
+        _valley(dict(zip(by, key, strict=True)), own, parabola, noise, sd, level, rng)
+        for (key, own), parabola in zip(groups, parabolas, strict=True)
+    ]
+
+
+def _valley(
+    group: dict[str, Any],
+    rows: RunTable,
+    parabola: Parabola,
+    noise: np.ndarray,
+    sd: float | None,
+    level: float,
+    rng: np.random.Generator,
+) -> Valley:
+    place, loss, depth = float(parabola.x[parabola.lowest]), float(parabola.loss[parabola.lowest]), None
+    if parabola.coefficients is None:
+        status = "too_few_ratios"
+    elif parabola.vertex is None:
+        status = "not_convex"
+    else:
+        place, loss, depth = parabola.vertex
+        status = "inside" if parabola.is_inside(place) else "edge"
+    places, losses, depths = parabola.draws(noise, rng)
+    ends = central(places, level)
+    of_depth = central(depths, level)
+    costs = {} if depth is None else {times: depth * float(np.log(times)) ** 2 for times in WRONG}
+    band = None
+    if depth is not None and sd is not None:
+        reach = float(np.sqrt(sd / depth))
+        band = (float(np.exp(place - reach)), float(np.exp(place + reach)))
+    return Valley(
+        group=group,
+        status=status,  # type: ignore[arg-type]
+        ratio=float(np.exp(place)),
+        ratio_interval=None if ends is None else (float(np.exp(ends[0])), float(np.exp(ends[1]))),
+        loss=loss,
+        loss_interval=central(losses, level),
+        depth=depth,
+        depth_interval=of_depth,
+        costs=costs,
+        cost_intervals={}
+        if of_depth is None
+        else {times: (of_depth[0] * np.log(times) ** 2, of_depth[1] * np.log(times) ** 2) for times in costs},
+        band=band,
+        noise=sd,
+        flops=float(np.exp(np.mean(np.log(rows.numeric("flops"))))),
+        sparsity=float(rows.numeric("sparsity").mean()),
+        n_rows=len(rows),
+        ratio_range=(float(np.exp(parabola.values[0])), float(np.exp(parabola.values[-1]))),
+        log_ratio_draws=places,
+    )
+
+
+def allocation_of(valleys: Sequence[Valley], *, draws: int = 100, pinned: Mapping[str, float] | None = None) -> Fit:
+    """Fit r*(C, S) = A (1−S)^p C^(B (1−S)^q) to valleys that lie inside the ratios that were run.
+
+    Each valley weighs by how well its r* is known; the draws are refits to draws of every r*, so that intervals say
+    what the runs leave open. With one sparsity p and q are pinned at 0, with one budget B and q.
+
+    Args:
+        valleys: of `ratio_valleys`.
+        draws: refits; 0 for none.
+        pinned: further parameters that are given.
+
+    Raises:
+        InputError: if fewer valleys than parameters lie inside.
+    """
+    own = [valley for valley in valleys if valley.inside]
+    budgets, sparsities = ({f"{getattr(v, name):.3g}" for v in own} for name in ("flops", "sparsity"))
+    fixed: dict[str, float] = {}
+    if len(sparsities) < 2:
+        fixed |= {"p": 0.0, "q": 0.0}
+    if len(budgets) < 2:
+        fixed |= {"B": 0.0, "q": 0.0}
+    fixed |= pinned or {}
+    if len(own) < max(1, 4 - len(fixed)):
+        raise InputError(
+            f"{len(own)} of {len(valleys)} valleys lie inside the ratios that were run, fewer than the "
+            f"{4 - len(fixed)} parameters of law allocation; add ratios, budgets or sparsities."
+        )
+    spread = np.array([_sd(valley) for valley in own])
+    known = np.isfinite(spread) & (spread > 0)
+    weights = np.where(known, 1 / np.where(known, spread, 1) ** 2, 0)
+    weights = weights / weights.mean() if known.all() else np.ones(len(own))
+
+    def rows(ratios: np.ndarray) -> RunTable:
+        return RunTable(
+            {
+                "run_id": f"valley-{index}",
+                "flops": valley.flops,
+                "sparsity": valley.sparsity,
+                _COLUMN: float(ratio),
+                "weight": float(weight),
+                "flops_convention": "given",
+            }
+            for index, (valley, ratio, weight) in enumerate(zip(own, ratios, weights, strict=True))
+        )
+
+    def fitted(ratios: np.ndarray) -> Fit:
+        return fit(rows(ratios), "allocation", huber_delta=None, weights="weight", pinned=fixed)
+
+    found = fitted(np.array([valley.ratio for valley in own]))
+    drawn = [valley.log_ratio_draws for valley in own]
+    usable = [index for index in range(min(map(len, drawn), default=0)) if all(np.isfinite(d[index]) for d in drawn)]
+    refits = [fitted(np.exp([d[index] for d in drawn])).parameters for index in usable[:draws]]
+    if not refits:
+        return found
+    return replace(found, draws={name: np.array([each[name] for each in refits]) for name in found.parameters})
+
+
+def _sd(valley: Valley) -> float:
+    """Standard deviation of ln r*, from quartiles since draws have long tails; NaN where it is not known."""
+    places = valley.log_ratio_draws
+    if not len(places) or np.mean(~np.isfinite(places)) > 0.1:
+        return float("nan")
+    low, high = np.nanquantile(places, [0.25, 0.75])
+    return float((high - low) / 1.349)
