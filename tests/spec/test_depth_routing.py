@@ -142,6 +142,21 @@ def test_routed_first_and_last_blocks_are_allowed_and_warned_about():
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
+        (
+            {"capacity": 0.5, "router": "fixed", "sampled_by": "predictor"},
+            "depth_routing.sampled_by is 'predictor', for which a fixed router has no use; leave it out, or make the "
+            "router learned.",
+        ),
+        (
+            {"capacity": 0.5, "router": "stochastic", "gate": "sigmoid"},
+            "depth_routing.gate is 'sigmoid', for which a stochastic router has no use; leave it out, or make the "
+            "router learned.",
+        ),
+        (
+            {"capacity": 0.5, "predictor_width": 8},
+            "depth_routing.predictor_width is 8, but there is no predictor; set sampled_by to predictor (with a learned "
+            "router), or leave it out.",
+        ),
         ({"capacity": 0}, "depth_routing.capacity is 0; it must be greater than 0 and at most 1."),
         ({"capacity": 1.01}, "depth_routing.capacity is 1.01; it must be greater than 0 and at most 1."),
         ({"capacity": float("nan")}, "depth_routing.capacity is nan; it must be greater than 0 and at most 1."),

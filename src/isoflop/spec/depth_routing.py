@@ -58,6 +58,21 @@ class DepthRoutingSpec:
         require_choice(self, "router", get_args(DepthRouterKind))
         require_choice(self, "gate", get_args(Gate))
         require_choice(self, "sampled_by", get_args(SampledBy))
+        self._refuse_what_has_no_effect()
+
+    def _refuse_what_has_no_effect(self) -> None:
+        if self.router != "learned":
+            for name, only in (("gate", "raw"), ("sampled_by", "threshold")):
+                if getattr(self, name) != only:
+                    raise InputError(
+                        f"depth_routing.{name} is {getattr(self, name)!r}, for which a {self.router} router has no use; "
+                        "leave it out, or make the router learned."
+                    )
+        if self.predictor_width is not None and not self.has_predictor:
+            raise InputError(
+                f"depth_routing.predictor_width is {self.predictor_width}, but there is no predictor; set sampled_by "
+                "to predictor (with a learned router), or leave it out."
+            )
 
     def is_routed_layer(self, layer: int) -> bool:
         """Whether block `layer` (from 0) is routed."""
