@@ -154,8 +154,8 @@ def test_routed_first_and_last_blocks_are_allowed_and_warned_about():
         ),
         (
             {"capacity": 0.5, "predictor_width": 8},
-            "depth_routing.predictor_width is 8, but there is no predictor; set sampled_by to predictor (with a learned "
-            "router), or leave it out.",
+            "depth_routing.predictor_width is 8, but there is no predictor; set sampled_by to predictor (with a "
+            "learned router), or leave it out.",
         ),
         ({"capacity": 0}, "depth_routing.capacity is 0; it must be greater than 0 and at most 1."),
         ({"capacity": 1.01}, "depth_routing.capacity is 1.01; it must be greater than 0 and at most 1."),

@@ -65,8 +65,8 @@ class DepthRoutingSpec:
             for name, only in (("gate", "raw"), ("sampled_by", "threshold")):
                 if getattr(self, name) != only:
                     raise InputError(
-                        f"depth_routing.{name} is {getattr(self, name)!r}, for which a {self.router} router has no use; "
-                        "leave it out, or make the router learned."
+                        f"depth_routing.{name} is {getattr(self, name)!r}, for which a {self.router} router has no "
+                        "use; leave it out, or make the router learned."
                     )
         if self.predictor_width is not None and not self.has_predictor:
             raise InputError(
