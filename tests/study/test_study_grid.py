@@ -180,3 +180,25 @@ def test_a_verification_that_extrapolates_nothing_is_warned_of() -> None:
     (said,) = grid(verification={"flops": 1e13}).warnings()
     assert said.startswith("verification.flops is 1e+13, not above the largest budget (1e+13)")
     assert grid(verification={"flops": 2e13}).warnings() == []
+
+
+def test_ratios_stand_at_the_flops_of_their_rung() -> None:
+    moe = {"name": "moe", "experts": {"expansion_rate": 8, "granularity": 4}}
+    sweep = moe | {"name": "sweep", "expert_attention_ratio": [0.5, 1, 2]}
+    runs = grid(architectures=[moe, sweep], params_active={1e12: [4e5], 1e13: [8e5]}, widen=False).expand({})
+    assert {run.architecture for run in runs} == {"moe", "sweep-r.5", "sweep-r1", "sweep-r2"}
+    for budget in (1e12, 1e13):
+        (base,) = of(runs, "moe", budget)
+        for ratio in (0.5, 1, 2):
+            (run,) = of(runs, f"sweep-r{ratio:g}".replace("r0.", "r."), budget)
+            found, own = count(run.spec), count(base.spec)
+            assert found.expert_attention_ratio == pytest.approx(ratio, rel=0.0202)
+            assert found.flops_per_token["total"] == pytest.approx(own.flops_per_token["total"], rel=0.0101)
+            assert run.resolved.tokens == pytest.approx(base.resolved.tokens, rel=0.03)
+            assert run.spec.n_layers == base.spec.n_layers
+
+
+def test_a_ratio_that_cannot_be_names_the_architecture() -> None:
+    wrong = {"name": "odd", "expert_attention_ratio": 1e-4}
+    with pytest.raises(InputError, match=r"odd of d_model \d+: ratio is 0.0001"):
+        grid(architectures=[wrong], params_active={1e12: [4e5], 1e13: [8e5]}).expand({})

@@ -171,3 +171,26 @@ def test_wrong_depth_routing_is_one_sentence(routing: dict[str, Any], said: str)
     with pytest.raises(InputError) as error:
         parse_study(BASE | {"architectures": [{"name": "m", "depth_routing": routing}]})
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"expert_attention_ratio": 0}, "expert_attention_ratio is 0"),
+        ({"expert_attention_ratio": []}, "expert_attention_ratio is empty"),
+        ({"hold": ["params_active"]}, "hold is params_active without expert_attention_ratio"),
+        ({"expert_attention_ratio": 1, "hold": ["tokens"]}, "hold"),
+        ({"expert_attention_ratio": [1, 1]}, "architectures holds 'm-r1' twice"),
+    ],
+)
+def test_wrong_ratios_are_one_sentence(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError) as error:
+        parse_study(BASE | {"architectures": [{"name": "m"} | change]})
+    assert said in str(error.value)
+
+
+def test_plans_do_not_know_ratios() -> None:
+    with pytest.raises(InputError, match="verification is given, but m has an expert_attention_ratio"):
+        parse_study(
+            BASE | {"architectures": [{"name": "m", "expert_attention_ratio": 2}], "verification": {"flops": 1e11}}
+        )

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from isoflop.errors import InputError
 from isoflop.laws import exponent
-from isoflop.planner import Template, expected_optimum, neighbour, sizes_around
+from isoflop.planner import Template, expected_optimum, neighbour, realise, sizes_around
 from isoflop.spec import DecoderSpec, count
 from isoflop.study.spec import Architecture, StudySpec
 from isoflop.train import Resolved, TrainConfig, resolve
@@ -179,8 +179,18 @@ class Grid:
                     template=replace(template, experts=None, depth_routing=None),
                 )
                 sizes = sizes_around(template, target, architecture.sizes_per_budget, study.size_spacing)
-            self._sizes[key] = sizes
+            self._sizes[key] = [self._allocated(architecture, spec) for spec in sizes]
         return self._sizes[key]
+
+    @staticmethod
+    def _allocated(architecture: Architecture, spec: DecoderSpec) -> DecoderSpec:
+        """The model with the architecture's expert–attention ratio at the FLOPs per token of this one."""
+        if architecture.expert_attention_ratio is None:
+            return spec
+        try:
+            return realise(spec, ratio=architecture.expert_attention_ratio, hold=architecture.hold).spec
+        except InputError as error:
+            raise InputError(f"{architecture.name} of d_model {spec.d_model}: {error}") from None
 
     def _group(self, architecture: Architecture, budget: float, spec: DecoderSpec, stage: Stage) -> list[PlannedRun]:
         """The runs of one size: one for each seed."""
@@ -195,7 +205,7 @@ class Grid:
         self, architecture: Architecture, budget: float, group: list[list[PlannedRun]], rows: Mapping[str, Row]
     ) -> bool:
         """Add sizes to `group` while its lowest loss stands at its edge; whether all of it has ended."""
-        if len(group) < 2:
+        if len(group) < 2 or architecture.expert_attention_ratio is not None:
             return _settled(group, rows)
         for _ in range(self.study.widening):
             best = _lowest(group, rows)

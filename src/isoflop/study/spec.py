@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from isoflop.errors import InputError
 from isoflop.planner import Template
+from isoflop.planner.allocation import Held
 from isoflop.spec import DepthRoutingSpec, ExpertsSpec
 from isoflop.spec._problems import refuse_flags
 from isoflop.spec.io import describe_validation_error, read_fields
@@ -87,11 +88,17 @@ class ArchitectureSpec:
     __pydantic_config__ = _STRICT
 
     name: str
-    """Its name in tables; a list of granularities appends -g1, -g2, …, a list of capacities -c.125, -c.25, …"""
+    """Its name in tables; a list of granularities appends -g1, -g2, …, of capacities -c.125, -c.25, …, of ratios -r.5,
+    -r1, …"""
     experts: Mapping[str, Any] | None = None
     """Fields of ExpertsSpec, granularity as a number or a list; none: dense."""
     depth_routing: Mapping[str, Any] | None = None
     """Fields of DepthRoutingSpec, capacity as a number or a list; none: every block computes every token."""
+    expert_attention_ratio: float | tuple[float, ...] | None = None
+    """FLOPs of feed-forward or experts / FLOPs of attention, a number or a list: each size gets the ratio at its own
+    FLOPs per token (see isoflop.planner.realise); none: that of the ladder's shapes."""
+    hold: tuple[Held, ...] = ()
+    """With a ratio: params_active and params_total of the ladder's shapes to keep as well."""
     budgets: tuple[float, ...] | None = None
     """Run at these of the study's budgets only."""
     sizes_per_budget: int | None = None
@@ -115,11 +122,26 @@ class ArchitectureSpec:
             raise InputError(
                 f"learning_rate_multiplier is {self.learning_rate_multiplier}; it must be finite and greater than 0."
             )
+        for ratio in self.ratios:
+            if ratio is not None and not 0 < ratio < float("inf"):
+                raise InputError(f"expert_attention_ratio is {ratio}; it must be finite and greater than 0.")
+        if not self.ratios:
+            raise InputError("expert_attention_ratio is empty; give a number or a list of numbers.")
+        if self.hold and self.expert_attention_ratio is None:
+            raise InputError(
+                f"hold is {', '.join(self.hold)} without expert_attention_ratio; give one, or leave it out."
+            )
+
+    @property
+    def ratios(self) -> tuple[float | None, ...]:
+        """The expert–attention ratios; one None where the ladder's shapes stay."""
+        given = self.expert_attention_ratio
+        return tuple(given) if isinstance(given, (list, tuple)) else (given,)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """One architecture with one granularity and one depth capacity."""
+    """One architecture with one granularity, one depth capacity and one expert–attention ratio."""
 
     name: str
     family: str
@@ -131,6 +153,8 @@ class Architecture:
     params_active: Mapping[float, tuple[float, ...]]
     depth: float | None
     learning_rate_multiplier: float
+    expert_attention_ratio: float | None = None
+    hold: tuple[Held, ...] = ()
 
     @property
     def is_dense(self) -> bool:
@@ -280,6 +304,12 @@ class StudySpec:
             self._check_names("extra_seeds.architectures", self.extra_seeds.architectures or ())
         if self.verification is not None:
             self._check_names("verification.also", self.verification.also)
+            for architecture in self.expanded:
+                if architecture.expert_attention_ratio is not None:
+                    raise InputError(
+                        f"verification is given, but {architecture.name} has an expert_attention_ratio, which plans do "
+                        "not know; leave one of the two out."
+                    )
         self.train_config(self.budgets[0], seed=0)
 
     @property
@@ -290,7 +320,7 @@ class StudySpec:
 
     @property
     def expanded(self) -> tuple[Architecture, ...]:
-        """Every architecture with one granularity and one depth capacity each."""
+        """Every architecture with one granularity, depth capacity and expert–attention ratio each."""
         found = []
         for index, spec in enumerate(self.architectures):
             where = f"architectures.{index}"
@@ -298,13 +328,16 @@ class StudySpec:
             self._check_sizes(f"{where}.params_active", spec.params_active)
             if spec.depth is not None and not 0 < spec.depth < float("inf"):
                 raise InputError(f"{where}.depth is {spec.depth}; it must be a finite number greater than 0.")
-            for (of_experts, experts), (of_depth, routing) in itertools.product(
+            several = len(spec.ratios) > 1
+            for (of_experts, experts), (of_depth, routing), ratio in itertools.product(
                 _expand(spec.experts, ExpertsSpec, f"{where}.experts", "granularity", "-g{}"),
                 _expand(spec.depth_routing, DepthRoutingSpec, f"{where}.depth_routing", "capacity", "-c{}"),
+                spec.ratios,
             ):
+                of_ratio = f"-r{ratio:g}".replace("-r0.", "-r.") if several else ""
                 found.append(
                     Architecture(
-                        name=spec.name + of_experts + of_depth,
+                        name=spec.name + of_experts + of_depth + of_ratio,
                         family=spec.name,
                         experts=experts,
                         depth_routing=routing,
@@ -313,6 +346,8 @@ class StudySpec:
                         params_active=spec.params_active or self.params_active,
                         depth=spec.depth,
                         learning_rate_multiplier=spec.learning_rate_multiplier,
+                        expert_attention_ratio=ratio,
+                        hold=tuple(spec.hold),
                     )
                 )
         return tuple(found)
