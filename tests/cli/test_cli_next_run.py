@@ -117,7 +117,7 @@ def test_plan_itself_is_as_it_was():
         (["--about", "size"], "--about is 'size'; allowed: difference, loss"),
         (["--top", "0"], "--top is 0"),
         (["--seed", "-1"], "--seed is -1; it must be 0 or more"),
-        (["--decide-at", "1e40"], r"decide_at is 1e\+40; it must be positive and at most 1e30 FLOPs"),
+        (["--decide-at", "1e40"], r"--decide-at is 1e\+40; it must be positive and at most 1e30 FLOPs"),
         (["--budget", "much"], "--budget is 'much'; it must be a number"),
         (["--law", "nothing"], "law is 'nothing'; allowed"),
         (["--bootstrap", "0"], "has 0 bootstrap draws"),

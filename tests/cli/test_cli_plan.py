@@ -141,7 +141,7 @@ def test_hours_of_hardware_and_every_limit():
         "GB a device",
         "ms a token at least",
         "kg CO2e; price",
-        "against dense: dense needs",
+        "against dense: limits left out, dense needs",
         "models to build",
         "training by rule: learning rate",
         "taken to reach 40%",
@@ -294,8 +294,8 @@ def test_a_study_brings_its_architectures(fit_document, tmp_path):
         (["--convention", "6ND"], "use convention krajewski, or a law of 6ND: hoffmann-2022"),
         (["--flops", "-1"], "flops is -1"),
         (["--flops", "much"], "flops is 'much'"),
-        (["--max-params-active", "1"], "max_params_active is 1, which leaves no candidate; allow at least 53248"),
-        (["--tokens-available", "none"], "tokens_available is 'none'"),
+        (["--max-params-active", "1"], "--max-params-active is 1, which leaves no candidate; allow at least 53248"),
+        (["--tokens-available", "none"], "--tokens-available is 'none'"),
         (["--within", "-1"], "within is -1"),
         (["--spec-out", "absent/spec.yaml"], "--spec-out is absent/spec.yaml, which cannot be written"),
         (["--vocab-size", "0"], "--vocab-size is 0"),
@@ -372,3 +372,11 @@ def test_long_trainings_are_told_in_years() -> None:
     hardware = ("--hardware", "h100-sxm", "--devices", "8", "--memory-per-device", "none")
     assert "1.14K years by the clock" in run("--law", "hoffmann-2022", "--flops", "1e26", *hardware)
     assert " h by the clock" in run("--law", "hoffmann-2022", "--flops", "1e21", *hardware)
+
+
+@pytest.mark.parametrize(
+    "option", [["--plots", "p"], ["--hardware", "h100-sxm"], ["--max-params-total", "3B"], ["--repeat"]]
+)
+def test_options_that_a_law_of_something_else_has_no_use_for_are_refused(option):
+    with pytest.raises(InputError, match=f"{option[0]} is given, but li-2026 predicts expert_attention_ratio"):
+        run("--law", "li-2026", "--flops", "1e20", *option)

@@ -113,6 +113,7 @@ COLUMNS = {
     "sparsity": 0.8,
     "expert_attention_ratio": 2.0,
     "flops": 6e18,
+    "depth_capacity": 0.5,
 }
 
 

@@ -46,7 +46,7 @@ def columns(n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         "sparsity": 1 - 2.0 ** -rng.uniform(0, 7, n),
         "expert_attention_ratio": np.exp(rng.uniform(-2.5, 2.5, n)),
         "unique_tokens": 10 ** rng.uniform(7.5, 9.5, n),
-        "depth_capacity": 2.0 ** -rng.integers(0, 5, n),
+        "depth_capacity": 2.0 ** -np.random.default_rng(n).integers(0, 5, n),
     }
     return made | {"params_total": made["params_active"], "flops": 6 * made["params_active"] * made["tokens"]}
 

@@ -193,5 +193,5 @@ def test_files_that_hold_no_speeds(document, words, tmp_path):
     file.write_text(document if isinstance(document, str) else json.dumps(document))
     with pytest.raises(InputError, match=words):
         load_speed(str(file))
-    with pytest.raises(InputError, match=r"speed is 'gpu'; give one of cpu, or a \.json file"):
+    with pytest.raises(InputError, match=r"speed is 'gpu'; give one of cpu, none, or a \.json file"):
         load_speed("gpu")

@@ -27,7 +27,9 @@ def test_the_frontier_of_published_constants_is_the_plans_optimum(name, rate):
     best = plan(flops=1e20, law=name, expansion_rates=[rate]).best
     found = frontier.optimum(1e20)
     assert found["loss"] == pytest.approx(best.loss, abs=1e-6)
-    for column in ("params_active", "params_total", "tokens"):
+    # of experts beside an embedding, which the frontier of a law alone does not know, params_total is the plan's alone
+    totals = () if name == "ludziejewski-2025" and rate > 1 else ("params_total",)
+    for column in ("params_active", *totals, "tokens"):
         assert found[column] == pytest.approx(getattr(best, column), rel=1e-3)
 
 

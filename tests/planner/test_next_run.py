@@ -1,5 +1,7 @@
 """Which run to do next, against planted truths and plain recomputation."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tests.oracles.laplace import jacobian, variance_removed
@@ -8,6 +10,7 @@ from isoflop import laws
 from isoflop.errors import InputError
 from isoflop.planner import laws_of_runs, next_run, plan
 from isoflop.planner._decision import effective_variance
+from isoflop.planner.next_run import _beyond_sizes
 
 FORM = laws.FineGrained()
 TRUTH = {"c": 1.2, "g": 2.0, "a": 18.0, "b": 25.0, "gamma": 0.6, "alpha": 0.2, "beta": 0.22}
@@ -168,11 +171,11 @@ def test_repeated_runs_set_the_threshold():
 def test_a_run_beyond_the_runs_so_far_is_said():
     fit = fitted(np.random.default_rng(0))
     near = next_run(fit, budget=1e16, decide_at=DECISION)
-    far = next_run(fit, budget=1e18, decide_at=1e22, threshold=1e-6, least_cut=0.9)
     assert not any("outside all runs so far" in sentence for sentence in near.warnings)
-    assert far.best.flops > 1.7e16
-    said = next(sentence for sentence in far.warnings if "outside all runs so far" in sentence)
-    assert "of 1e15 to 1.6e16 so far" in said
+    assert _beyond_sizes([fit], near.best) == []
+    (said,) = _beyond_sizes([fit], replace(near.best, flops=1e18, tokens=1e3))
+    assert "tokens 1e3, of " in said
+    assert "flops 1e18, of 1e15 to 1.6e16 so far" in said
 
 
 @pytest.mark.parametrize("varied", ["learning_rate", "seed"])
@@ -278,7 +281,7 @@ def test_a_loose_law_and_a_far_decision_are_said():
         ({"least_cut": 1.0}, "least_cut is 1; it must be at least 0 and below 1"),
         ({"about": "size"}, "about is 'size'; allowed: difference, loss"),
         ({"granularities": [0.5]}, r"granularity is \[0.5\]; give at least one number, each at least 1"),
-        ({"expansion_rates": [4]}, "expansion_rate is given, but no law of fine-grained knows it"),
+        ({"expansion_rates": [4]}, "expansion_rate is given, but fine-grained does not know it; leave it out"),
     ],
 )
 def test_wrong_arguments_are_one_sentence(change, words):

@@ -211,15 +211,6 @@ def test_a_converged_fit_whose_constants_are_hardly_known_is_said(fits):
     )
 
 
-def test_tables_of_one_name_in_two_places_are_told_apart(fits):
-    """Two files called runs.csv."""
-    table = laws.RunTable([{**row, "loss": row["loss"] + 0.1} for row in fits["moe-e8"].runs.rows], source="runs.csv")
-    own = laws.fit(laws.RunTable(fits["dense"].runs.rows, source="runs.csv"), "chinchilla", bootstrap=20)
-    other = laws.fit(table, "fine-grained", bootstrap=20)
-    both = plan(flops=1e13, law={"dense": own, "moe-e8": other}, templates=[DENSE, *MOE])
-    assert any("(runs.csv of dense, runs.csv of moe-e8)" in sentence for sentence in both.warnings)
-
-
 def test_a_template_without_a_law_is_left_out_and_the_others_are_planned(fits):
     stranger = DENSE.with_experts("stranger", granularity=2, expansion_rate=4)
     odd = replace(DENSE, name="odd", head_dim=94, queries_per_kv=1000)
@@ -349,3 +340,11 @@ def test_fits_of_different_tables_are_said():
     assert len(said) == 1
     again = laws.fit(laws.RunTable(_rows(), source="a.csv"), "chinchilla")
     assert not any("different tables" in each for each in plan(flops=1e20, law={"1": one, "2": again}).warnings)
+
+
+def test_a_ranking_by_laws_that_the_runs_do_not_identify_is_not_told_apart(fits):
+    loose = {name: replace(fit, status="not_identified", message="g is open") for name, fit in fits.items()}
+    found = plan(flops=1e13, law=loose, templates=[DENSE, *MOE])
+    assert found.ties is None
+    assert any(sentence.startswith("which architecture is the best is not known") for sentence in found.notes)
+    assert "do not identify the law behind dense and moe-e8" in found.against_dense.message

@@ -7,7 +7,7 @@ import pytest
 
 from isoflop import count, laws
 from isoflop.errors import InputError
-from isoflop.planner import plan
+from isoflop.planner import Machine, hardware, plan
 
 E64_TABLE = [
     (100e6, 4.37e9, 8, 2.95e18, 3.133),
@@ -109,11 +109,14 @@ def test_a_token_cap_moves_the_optimum_to_the_cap():
 
 def test_parameter_caps_bind_and_say_what_they_cost():
     capped = plan(flops=1e24, law="besiroglu-2024", max_params_active=7e9, max_params_total=5e9)
-    assert capped.best.params_active == pytest.approx(5e9, rel=1e-6)
+    best = capped.best  # its N holds embedding and head, limits do not
+    assert best.params_active - 2 * 50257 * best.d_model == pytest.approx(5e9, rel=1e-6)
     assert capped.constraint_costs["max_params_active"] == 0
     assert capped.constraint_costs["max_params_total"] > 0.003
     both = plan(flops=1e24, law="besiroglu-2024", max_params_active=7e9, tokens_available=1e12)
-    assert both.best.flops == pytest.approx(6 * 7e9 * 1e12, rel=1e-6)
+    best = both.best
+    assert best.params_active - 2 * 50257 * best.d_model == pytest.approx(7e9, rel=1e-6)
+    assert best.flops == pytest.approx(6 * best.params_active * 1e12, rel=1e-6)
     assert any("FLOPs are spent" in sentence for sentence in both.warnings)
 
 
@@ -211,3 +214,46 @@ def test_ranges_of_the_papers_table_at_expansion_rate_16(
     assert best.params_active == pytest.approx(active, rel=0.01)  # the budget is the one that wants this size
     assert tokens[0] <= best.tokens <= tokens[1]
     assert granularity[0] <= best.granularity <= granularity[1]
+
+
+def test_limits_of_experts_are_those_of_the_models_that_can_be_built():
+    """A law whose N holds the embedding, which experts do not multiply: a cap that a model keeps costs nothing."""
+    free = plan(flops=1e19, law="ludziejewski-2025", expansion_rates=[32])
+    built = free.models[0]
+    counted = count(built.spec)
+    assert built.params_total == counted.params_total
+    capped = plan(flops=1e19, law="ludziejewski-2025", expansion_rates=[32], max_params_total=1.2 * built.params_total)
+    assert capped.constraint_costs["max_params_total"] < 2e-4
+    assert capped.models[0].loss == pytest.approx(built.loss, abs=1e-3)
+
+
+def test_the_comparison_with_dense_says_that_limits_are_left_out():
+    free = plan(flops=1e21, law="ludziejewski-2025", expansion_rates=[1, 8])
+    capped = plan(flops=1e21, law="ludziejewski-2025", expansion_rates=[1, 8], tokens_available=1e10)
+    assert capped.against_dense.message.startswith("limits left out, dense needs")
+    assert free.against_dense.message == capped.against_dense.message.removeprefix("limits left out, ")
+
+
+def test_exact_flops_beyond_the_laws_are_said():
+    long = plan(flops=1e18, law="krajewski-2024-dense", context=8192, vocab_size=128000)
+    said = next(sentence for sentence in long.warnings if sentence.startswith("Counted exactly"))
+    row = long.models[0]
+    ratio = count(row.spec).training_flops_per_token * row.tokens / row.flops
+    assert f"{ratio:.2f} times what krajewski counts" in said
+    assert ratio > 1.1
+
+
+def test_a_model_that_a_device_cannot_hold_is_said():
+    machine = Machine(hardware=hardware("h100-sxm"))
+    found = plan(device_hours=1e4, machine=machine, law="krajewski-2024-e64")
+    assert any("GB on each of 1 device; h100-sxm has 80 GB" in sentence for sentence in found.warnings)
+    more = plan(device_hours=1e4, machine=machine, law="krajewski-2024-e64", memory_per_device=5e12)
+    assert any("memory_per_device is 5000 GB; h100-sxm has 80 GB" in sentence for sentence in more.warnings)
+    with pytest.raises(InputError, match=r"measured_flops is 4e\+15; h100-sxm peaks at 9\.894e"):
+        Machine(hardware=hardware("h100-sxm"), measured_flops=4e15)
+
+
+def test_laws_that_count_differently_are_not_ranked():
+    both = {"a": laws.published("hoffmann-2022"), "b": laws.published("krajewski-2024-e64")}
+    with pytest.raises(InputError, match=r"count FLOPs differently \(a as 6ND, b as krajewski\)"):
+        plan(flops=1e20, law=both)

@@ -88,7 +88,12 @@ def about_holdout(score: "Holdout | None") -> Rows:
     assert score.threshold is not None
     threshold = exponent(score.threshold) if score.by in _FLOPS else si(score.threshold)
     held_out = f"{score.rmse:.2%} RMSE of ln loss on {score.n_held_out} rows with {score.by} ≥ {threshold}"
-    return [["held out", f"{held_out}, fitted on {score.n_fit}"], ["", _side(score)]]
+    rows = [["held out", f"{held_out}, fitted on {score.n_fit}"], ["", _side(score)]]
+    if score.status in ("not_identified", "failed"):
+        rows.append(
+            ["", f"those {score.n_fit} rows do not identify the law: the score says more of that than of the law"]
+        )
+    return rows
 
 
 def about_repeats(floor: "NoiseFloor | None", lack: "LackOfFit | None") -> Rows:

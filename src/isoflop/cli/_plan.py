@@ -69,7 +69,7 @@ def print_plan(plan: "Plan", within: float, how: Mapping[str, Any], names: str) 
     for name, (low, high) in plan.sizes_within(within).items():
         if high > low:
             lines.append(f"  {name}: from {si(low)} to {si(high)} active parameters, were the law's constants exact.")
-    if any(row.params_active_interval is not None for row in shown):
+    if any(_below(row.params_active_interval) or _below(row.tokens_interval) for row in shown):
         lines.append(
             "second lines of active and tokens: 90% intervals of the best size and its tokens, by the law's draws."
         )

@@ -184,6 +184,24 @@ def plan(
         if len(laws) == 1 and only.form.target != "loss":
             if flops is None:
                 raise InputError("flops is not given; what this law predicts depends on training FLOPs.")
+            given = {
+                **{"--gpu-hours": gpu_hours, "--hours": hours, "--hardware": hardware, "--devices": devices},
+                **{"--utilisation": utilisation, "--measured-flops": measured_flops, "--price": price},
+                **{"--carbon-intensity": carbon_intensity, "--pue": pue, "--speed": speed, "--template": template},
+                **{"--convention": convention, "--vocab-size": vocab_size, "--context": context},
+                **{"--tokens-available": tokens_available, "--max-epochs": max_epochs},
+                **{"--max-params-total": max_params_total, "--max-params-active": max_params_active},
+                **{"--memory-per-device": memory_per_device, "--expert-parallel": expert_parallel},
+                **{"--inference-tokens": inference_tokens, "--max-decode-ms": max_decode_ms},
+                **{"--multiple": multiple, "--head-dim": head_dim, "--plots": plots, "--spec-out": spec_out},
+                **{"--repeat": repeat or None, "--activation-checkpointing": activation_checkpointing or None},
+            }
+            idle = [option for option, value in given.items() if value not in (None, [])]
+            if idle:
+                raise InputError(
+                    f"{idle[0]} is given, but {next(iter(laws))} predicts {only.form.target}, not a loss, so that "
+                    "there is no model to plan; leave it out, or give a law of the loss."
+                )
             answer = planner.answer(
                 only, flops=parse_number("flops", flops), expansion_rates=expansion_rate, granularities=granularity
             )

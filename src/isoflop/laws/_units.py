@@ -9,6 +9,7 @@ _HIGHEST = 20.0  # nats per token; a uniform guess among 500 million tokens
 _USUAL_LOSS = 8.0  # nats per token; the median of runs that have learnt anything is below
 _LOWEST = 0.3  # nats per token; the smallest irreducible loss that was published is 0.47
 _APART = 100.0  # flops and 6ND differ by less, whatever is counted beside the matrices
+_ODD = 3.0  # times 6ND that flops of large models are doubted from
 _SHORT = 1e4  # no run has so few tokens that its parameters are this many times more
 _LARGE = 1e6  # parameters and tokens of a model that anybody fits a law to exceed this, or both are below
 _TINY = 2000.0  # no model has fewer parameters
@@ -44,9 +45,39 @@ def check_units(table: RunTable, *, target: str) -> None:
 
 
 def doubts(table: RunTable, *, target: str) -> list[str]:
-    """What may be another unit and may be right: losses lower than any published law allows."""
+    """What may be another unit and may be right: tiny models, odd flops, losses lower than any published law allows."""
     if target != "loss":
         return []
+    return [*_odd_sizes(table), *_odd_flops(table), *_low_losses(table)]
+
+
+def _odd_sizes(table: RunTable) -> list[str]:
+    for name in ("params_active", "params_total"):
+        if name in table and np.nanmax(table.numeric(name)) < _TINY:
+            values = table.numeric(name)
+            return [
+                f"{table.in_file(name)} goes from {np.nanmin(values):g} to {np.nanmax(values):g}, fewer parameters "
+                f'than any language model has: another unit? Then use --set "{name}={name}*1e6" (and so for tokens).'
+            ]
+    return []
+
+
+def _odd_flops(table: RunTable) -> list[str]:
+    size = next((name for name in ("params_active", "params_total") if name in table), None)
+    derived = any(note.startswith(("flops is absent", "tokens is absent")) for note in table.notes)
+    if size is None or derived or not {"flops", "tokens"} <= set(table.columns):
+        return []
+    with np.errstate(all="ignore"):
+        ratio = float(np.nanmedian(table.numeric("flops") / (6 * table.numeric(size) * table.numeric("tokens"))))
+    largest = float(np.nanmedian(table.numeric(size)))
+    if largest < _LARGE or not np.isfinite(ratio) or 1 / _ODD < ratio < _ODD:
+        return []  # of small models head and attention may cost several times what their matrices do
+    return [
+        f"{table.in_file('flops')} is {ratio:.3g} times 6 · {size} · tokens (median): not 6ND; are the units right?"
+    ]
+
+
+def _low_losses(table: RunTable) -> list[str]:
     losses = table.numeric("loss")
     low = losses < _LOWEST
     if not low.any():

@@ -32,7 +32,7 @@ def cautions(
 
 
 def _held_out(fit: Fit, holdout: Holdout | None, floor: NoiseFloor | None) -> list[str]:
-    if holdout is None:
+    if holdout is None or holdout.status in ("not_identified", "failed"):
         return []
     inside = float(np.sqrt(np.sum(fit.residuals**2) / max(fit.n_rows - fit.n_free, 1)))
     beside = [(inside, "error in sample")]

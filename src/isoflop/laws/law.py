@@ -54,7 +54,10 @@ class Law:
 
     def checked(self, runs: RunTable | Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The columns that the law reads, after all checks."""
-        columns = as_columns(runs, self.form.columns)
+        absent = [name for name in self.form.optional if name not in runs]
+        columns = as_columns(runs, [name for name in self.form.columns if name not in absent])
+        length = len(next(iter(columns.values()))) if columns else 1
+        columns |= {name: np.full(length, self.form.optional[name].value) for name in absent}
         for name, values in columns.items():
             good = in_domain(name, values)
             if not np.all(good):

@@ -119,9 +119,8 @@ def families_of(
         if not given or not all(1 <= value < np.inf for value in given):
             raise InputError(f"{name} is {list(given)}; give at least one number, each at least 1.")
         if not any(_knows(fit, name) for fit in fits.values()):
-            raise InputError(
-                f"{name} is given, but no law of {', '.join(f.form.name for f in fits.values())} knows it."
-            )
+            forms = ", ".join(dict.fromkeys(fit.form.name for fit in fits.values()))
+            raise InputError(f"{name} is given, but {forms} does not know it; leave it out, or fit a law that does.")
     found: list[Family] = []
     for each in fits.values():
         unknown = [name for name in each.form.columns if name not in _KNOWN]

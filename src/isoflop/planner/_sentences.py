@@ -9,9 +9,11 @@ from isoflop.laws import Fit, exponent
 from isoflop.laws.cautions import cautions
 from isoflop.planner.constraints import Constraints
 from isoflop.planner.families import Family
-from isoflop.planner.losses import LossLaw, beyond_runs, constants, far_from_runs, knows_uncertainty
+from isoflop.planner.hardware import Machine
+from isoflop.planner.losses import LossLaw, beyond_runs, constants, far_from_runs, is_known, knows_uncertainty
 from isoflop.planner.problem import Problem
 from isoflop.planner.result import PlanRow
+from isoflop.spec import count
 
 VOCAB_SIZE: Final = 50257
 """Of models near continuous shapes, unless told otherwise."""
@@ -19,6 +21,9 @@ VOCAB_SIZE: Final = 50257
 CONTEXT: Final = 1024
 """Likewise."""
 
+
+_OFF: Final = 1.1
+"""Ratio of exact FLOPs to those of a convention from which on it is said."""
 
 _COSTLY: Final = 1e-3
 """Nats that a limit costs at least to be named as a reason."""
@@ -80,6 +85,54 @@ def told_apart(rows: Sequence[PlanRow], ties: Sequence[str], level: float) -> st
     )
 
 
+def unsure_ranking(families: Sequence[Family], rows: Sequence[PlanRow]) -> list[str]:
+    """That the ranking rests on laws that their runs do not identify, if there are several architectures to rank."""
+    laws = {family.name: family.law for family in families}
+    ranked = dict.fromkeys(row.architecture for row in rows)
+    loose = [name for name in ranked if not is_known(laws[name])]
+    if not loose or len(ranked) < 2:
+        return []
+    return [
+        f"which architecture is the best is not known: the runs do not identify the law behind {', '.join(loose)}, and "
+        "its intervals show less than what is open."
+    ]
+
+
+def of_machine(best: PlanRow, machine: Machine | None, limits: Constraints) -> list[str]:
+    """That the best model, or the limit on memory, is more than a device has."""
+    hardware = None if machine is None else machine.hardware
+    if machine is None or hardware is None or hardware.memory_bytes is None:
+        return []
+    has = hardware.memory_bytes
+    if limits.memory_per_device is not None:
+        if limits.memory_per_device <= has:
+            return []
+        return [f"memory_per_device is {limits.memory_per_device / 1e9:g} GB; {hardware.name} has {has / 1e9:g} GB."]
+    if best.memory_bytes is None or best.memory_bytes <= has:
+        return []
+    return [
+        f"The best model needs {best.memory_bytes / 1e9:.3g} GB on each of {machine.devices} "
+        f"device{'s' if machine.devices > 1 else ''}; {hardware.name} has {has / 1e9:g} GB: give the number of "
+        "devices, and their memory becomes a limit."
+    ]
+
+
+def off_convention(best: PlanRow, models: Sequence[PlanRow], convention: str) -> list[str]:
+    """That the model to build takes other FLOPs than the law's convention counts, if by more than a tenth."""
+    if convention not in ("6ND", "krajewski"):
+        return []
+    row = best if best.model is not None else next(iter(models), None)
+    if row is None:
+        return []
+    ratio = count(row.spec).training_flops_per_token * row.tokens / row.flops
+    if abs(math.log(ratio)) < math.log(_OFF):
+        return []
+    return [
+        f"Counted exactly, with head and attention scores, the model to build takes {exponent(ratio * row.flops)} "
+        f"FLOPs to train, {ratio:.2f} times what {convention} counts: so it is with hours, energy and price."
+    ]
+
+
 def idle(laws: Mapping[str, LossLaw], families: Sequence[Family]) -> list[str]:
     """Which laws no candidate takes."""
     used = {id(family.law) for family in families}
@@ -91,15 +144,9 @@ def idle(laws: Mapping[str, LossLaw], families: Sequence[Family]) -> list[str]:
 
 def apart(laws: Mapping[str, LossLaw]) -> list[str]:
     """That fits of different tables are ranked together, if they are."""
-    tables: dict[tuple[str, bytes], str] = {}
-    for label, law in laws.items():
-        if isinstance(law, Fit) and not law.shared_with:
-            rows = law.runs.numeric(law.form.target).tobytes()  # files in two places may have one name
-            tables.setdefault((law.runs.source, rows), label)
-    if len(tables) < 2:
+    sources = dict.fromkeys(law.runs.source for law in laws.values() if isinstance(law, Fit) and not law.shared_with)
+    if len(sources) < 2:
         return []
-    names = [source for source, _ in tables]
-    sources = [source if names.count(source) == 1 else f"{source} of {label}" for (source, _), label in tables.items()]
     return [
         f"The laws were fitted to different tables ({', '.join(sources)}): their losses compare only where data, "
         "tokenizer and loss were the same."

@@ -39,8 +39,8 @@ def named_laws(law: str | LossLaw | Mapping[str, LossLaw]) -> dict[str, LossLaw]
     for each in map(constants, laws.values()):
         if each.form.target != "loss":
             raise InputError(
-                f"law {each.name} predicts {each.form.target}; a plan needs a law of the loss (planner.answer has "
-                "what this one says)."
+                f"law {each.name} predicts {each.form.target}; a plan needs a law of the loss; ask for "
+                "what this one says by itself."
             )
         unknown = [name for name in each.form.columns if name not in COLUMNS]
         if unknown:
@@ -95,6 +95,12 @@ def agreed_convention(laws: Mapping[str, LossLaw], convention: str | None) -> st
     """
     if convention is not None and convention not in CONVENTIONS:
         raise InputError(f"convention is {convention!r}; allowed: {', '.join(CONVENTIONS)}.")
+    counted = {label: constants(fitted).convention for label, fitted in laws.items()}
+    if len(set(counted.values())) > 1:
+        each = ", ".join(f"{label or constants(laws[label]).name} as {how}" for label, how in counted.items())
+        raise InputError(
+            f"law has several that count FLOPs differently ({each}), which cannot be ranked on one budget."
+        )
     for fitted in laws.values():
         law = constants(fitted)
         if convention is None:

@@ -49,8 +49,7 @@ class Constraints:
     max_epochs: float | None = None
     """With `repeat`: most times that a token may be seen."""
     max_params_total: float | None = None
-    """Largest params_total (non-embedding, router included; all parameters for continuous shapes of a law whose N holds
-    embedding and head)."""
+    """Largest params_total (non-embedding, router included)."""
     max_params_active: float | None = None
     """Largest params_active, likewise."""
     memory_per_device: float | None = None

@@ -37,23 +37,42 @@ SMALLEST: Final = 12 * ASPECT**2
 _GRID = 257
 
 
+def without_embedding(params: np.ndarray, rows: float) -> np.ndarray:
+    """Parameters without `rows`·d_model of embedding and head, of shapes that have so many with them.
+
+    Of a shape too small for its embedding a hundredth is left.
+    """
+    size = np.asarray(params, dtype=float)
+    if not rows:
+        return size
+    width = np.cbrt(size * ASPECT / 12)  # of a shape without embedding, so above the true one
+    for _ in range(60):  # Newton's method for 12·d³/64 + rows·d = params, from above
+        width = width - (12 * width**3 / ASPECT + rows * width - size) / (36 * width**2 / ASPECT + rows)
+    return np.asarray(np.maximum(12 * width**3 / ASPECT, size / 100))
+
+
 def shapes(
-    params_active: np.ndarray, *, convention: str, granularity: int, expansion_rate: float
+    params_active: np.ndarray, *, convention: str, granularity: int, expansion_rate: float, embedding_rows: float = 0.0
 ) -> dict[str, np.ndarray]:
     """Standard columns of continuous shapes with these active parameters, and what they cost.
+
+    With `embedding_rows` the parameters hold that many vectors of d_model beside, for embedding and head.
 
     Costs are training_flops_per_token, inference_flops_per_token (a forward), expert_share (of the FLOPs, routing
     included) and d_expert, the width of an expert. An expansion rate of 1 with granularity 1 is the dense model, which
     has no router.
     """
     size = np.asarray(params_active, dtype=float)
-    n_layers = np.cbrt(size / (12 * ASPECT**2))
+    matrices = without_embedding(size, embedding_rows)
+    n_layers = np.cbrt(matrices / (12 * ASPECT**2))
+    if embedding_rows:
+        n_layers = np.maximum(n_layers, 1.0)
     d_model = ASPECT * n_layers
     n_experts = granularity * expansion_rate
     moe = n_experts > 1
     routers = d_model * n_experts * n_layers if moe and convention == "krajewski" else np.zeros_like(size)
     flops_per_token = 6 * size + ROUTING_FLOPS * routers
-    experts = 6 * size * EXPERT_SHARE if moe else np.zeros_like(size)
+    experts = 6 * matrices * EXPERT_SHARE if moe else np.zeros_like(size)
     constants = {
         "granularity": granularity,
         "expansion_rate": expansion_rate,
@@ -64,7 +83,7 @@ def shapes(
         "depth_capacity": 1.0,
     }
     return {
-        "params_total": size * ((8 * expansion_rate + 4) / 12),
+        "params_total": matrices * ((8 * expansion_rate + 4) / 12) + (size - matrices),
         "params_active": size,
         "n_layers": n_layers,
         "d_model": d_model,

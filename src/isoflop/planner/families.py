@@ -149,14 +149,25 @@ class ContinuousFamily:
         return columns, _allowed(self, columns, problem)
 
     def limited(self, columns: Columns) -> Columns:
-        """The columns as limits mean them: parameters with the router, which continuous shapes leave out."""
+        """The columns as limits mean them: parameters with the router and without embedding and head."""
         routers = columns["d_model"] * columns["n_layers"] * self.n_experts if self.n_experts > 1 else 0.0
-        return {**columns, **{name: columns[name] + routers for name in ("params_total", "params_active")}}
+        size = columns["params_active"]
+        embedding = size - continuous.without_embedding(size, self._embedding_rows)
+        return {**columns, **{name: columns[name] + routers - embedding for name in ("params_total", "params_active")}}
+
+    @property
+    def _embedding_rows(self) -> float:
+        """Vectors of d_model that N holds beside the matrices of the blocks."""
+        return self.template.vocab_size * (1 if self.template.tied_head else 2) * counts_embedding(self.law)
 
     def costs(self, sizes: np.ndarray, only: frozenset[str] = frozenset()) -> Columns:
         """Columns that do not depend on the budget, and what a token costs, at these active parameters."""
         return continuous.shapes(
-            sizes, convention=self.convention, granularity=self.granularity, expansion_rate=self.expansion_rate
+            sizes,
+            convention=self.convention,
+            granularity=self.granularity,
+            expansion_rate=self.expansion_rate,
+            embedding_rows=self._embedding_rows,
         )
 
     def _columns(self, sizes: np.ndarray, problem: Problem) -> Columns:
@@ -173,7 +184,7 @@ class ContinuousFamily:
             found["decode_ms"] = (weights + cache) * _READ / problem.bandwidth * 1e3
         if problem.needs_memory:
             known, bytes_needed = _memory_curve(self.template, tuple(problem.memory_settings.items()))
-            at, below = np.log(sizes), np.log(known)
+            at, below = np.log(continuous.without_embedding(sizes, self._embedding_rows)), np.log(known)
             beyond = np.maximum(at - below[-1], 0.0)  # memory grows no faster than parameters
             found["memory_bytes"] = np.exp(np.interp(at, below, np.log(bytes_needed)) + beyond)
         return found

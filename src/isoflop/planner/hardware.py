@@ -165,6 +165,12 @@ class Machine:
             if not 0 <= value < math.inf or (least == "positive" and value == 0):
                 raise InputError(f"{name} is {value:g}; it must be {least} and finite.")
 
+        peak = None if self.hardware is None else self.hardware.peak_flops
+        if self.measured_flops is not None and peak is not None and self.measured_flops > peak:
+            raise InputError(
+                f"measured_flops is {self.measured_flops:g}; {self.hardware.name} peaks at {peak:g} FLOP/s."  # type: ignore[union-attr]
+            )
+
     @property
     def flops_per_second(self) -> float | None:
         """Training FLOP/s of one device; None where nothing says it."""
@@ -173,6 +179,13 @@ class Machine:
         if self.hardware is None or self.hardware.peak_flops is None:
             return None
         return self.hardware.peak_flops * (UTILISATION if self.utilisation is None else self.utilisation)
+
+    @property
+    def used_share(self) -> float | None:
+        """The share of the peak that is reckoned with; None where FLOP/s were measured, or the peak is unknown."""
+        if self.measured_flops is not None or self.hardware is None or self.hardware.peak_flops is None:
+            return None
+        return UTILISATION if self.utilisation is None else self.utilisation
 
     def flops(self, device_hours: float) -> float:
         """Training FLOPs that so many device-hours hold.
@@ -230,5 +243,7 @@ class Machine:
         return {
             **vars(self),
             "hardware": None if self.hardware is None else dict(vars(self.hardware)),
+            "utilisation": self.used_share,
+            "pue": self.pue if self.pue is not None or self.hardware is None else PUE,
             "flops_per_second": self.flops_per_second,
         }

@@ -37,6 +37,11 @@ def knows_uncertainty(law: LossLaw) -> TypeGuard[Fit]:
     return isinstance(law, Fit) and bool(law.draws) and law.n_rows > law.n_free
 
 
+def is_known(law: LossLaw) -> bool:
+    """Whether nothing says that its constants are loose: published constants, or a fit that its rows identify."""
+    return not isinstance(law, Fit) or law.status not in ("not_identified", "failed")
+
+
 def knows(law: LossLaw, column: str) -> bool:
     """Whether predictions depend on the column; sparsity tells expansion rates apart as well."""
     names = {"expansion_rate", "sparsity"} if column == "expansion_rate" else {column}

@@ -14,12 +14,17 @@ from isoflop.planner.result import PlanRow
 _COARSE, _FINE = 97, 257
 """Sizes among which the optima of all draws are found, and then told more exactly."""
 
+_SLACK: Final = 1e-6
+
 _ARCHITECTURES: Final = 12
 """Most architectures, best first, whose best sizes get an interval."""
 
 
 def with_size_intervals(families: Sequence[Family], rows: Sequence[PlanRow], problem: Problem) -> list[PlanRow]:
-    """The rows, the best one of each architecture with the interval of its architecture's best size and tokens."""
+    """The rows, the best one of each architecture with the interval of its architecture's best size and tokens.
+
+    None where a limit holds all draws at one size and the row is a model of another aspect, beside it.
+    """
     known = {family.name: family for family in families}
     found: list[PlanRow] = []
     seen: set[str] = set()
@@ -30,7 +35,9 @@ def with_size_intervals(families: Sequence[Family], rows: Sequence[PlanRow], pro
             if optima is not None:
                 tail = (1 - problem.level) / 2
                 sizes, tokens = (tuple(map(float, np.quantile(each, [tail, 1 - tail]))) for each in optima)
-                row = replace(row, params_active_interval=sizes, tokens_interval=tokens)  # type: ignore[arg-type]
+                point = sizes[1] <= sizes[0] * (1 + _SLACK)
+                if not point or abs(row.params_active / sizes[0] - 1) <= 0.01:
+                    row = replace(row, params_active_interval=sizes, tokens_interval=tokens)  # type: ignore[arg-type]
         found.append(row)
     return found
 

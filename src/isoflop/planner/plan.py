@@ -9,7 +9,19 @@ import numpy as np
 
 from isoflop.errors import InputError
 from isoflop.laws import exponent
-from isoflop.planner._sentences import CONTEXT, VOCAB_SIZE, apart, assumed, idle, of_limits, told_apart, warnings_of
+from isoflop.planner._sentences import (
+    CONTEXT,
+    VOCAB_SIZE,
+    apart,
+    assumed,
+    idle,
+    of_limits,
+    of_machine,
+    off_convention,
+    told_apart,
+    unsure_ranking,
+    warnings_of,
+)
 from isoflop.planner.candidates import (
     agreed_convention,
     check_experts,
@@ -23,7 +35,7 @@ from isoflop.planner.continuous import CONVENTIONS
 from isoflop.planner.families import ContinuousFamily, Family
 from isoflop.planner.hardware import Machine
 from isoflop.planner.ladder import SPACING
-from isoflop.planner.losses import LossLaw, draws, knows_uncertainty
+from isoflop.planner.losses import LossLaw, draws, is_known, knows_uncertainty
 from isoflop.planner.optimum import with_size_intervals
 from isoflop.planner.problem import MOST_FLOPS, Problem, checked_flops
 from isoflop.planner.result import Curve, Plan, PlanRow
@@ -152,6 +164,7 @@ def plan(
     ties = _ties(families, rows, problem)
     if ties is not None:
         notes.append(told_apart(rows, ties, level))
+    notes += unsure_ranking(families, rows)
     return Plan(
         flops=flops,
         convention=convention,
@@ -160,6 +173,8 @@ def plan(
         constraint_costs=costs,
         warnings=(
             *warnings_of(families, rows, models, problem, costs),
+            *of_machine(rows[0], machine, constraints),
+            *off_convention(rows[0], models, convention),
             *mixtures,
             *apart(laws),
             *left_out,
@@ -252,13 +267,11 @@ def _with_better_models(rows: Sequence[PlanRow], models: Sequence[PlanRow]) -> l
     """The rows, and the integer models that are better than the continuous shape of their kind, best first.
 
     A continuous shape has one aspect, and what it takes is interpolated: where a limit binds, a model of another aspect
-    may be allowed although that shape of its size is not. Not so for laws whose N holds the embedding: limits on
-    parameters then mean another N for shapes than for models.
+    may be allowed although that shape of its size is not.
     """
     least: dict[str, float] = {}
     for row in rows:
-        if not row.with_embedding:
-            least.setdefault(row.architecture, row.loss)
+        least.setdefault(row.architecture, row.loss)
     better = [model for model in models if model.loss < least.get(model.architecture, -math.inf) - _BETTER]
     return sorted([*rows, *better], key=lambda row: (row.loss, row.granularity))
 
@@ -276,7 +289,7 @@ def _ties(families: Sequence[Family], rows: Sequence[PlanRow], problem: Problem)
     drawn = []
     for row in leaders.values():
         law = laws[row.architecture]
-        if not knows_uncertainty(law):
+        if not knows_uncertainty(law) or not is_known(law):
             return None
         drawn.append(draws(law, row.read))
     if len(drawn) < 2:
@@ -294,7 +307,8 @@ def _against_dense(families: Sequence[Family], rows: Sequence[PlanRow], problem:
     moe = next((row.architecture for row in rows if row.n_experts > 1), None)
     if dense is None or moe is None:
         return None
-    return compare_with_dense(dense, known[moe], problem.flops, level=problem.level)
+    limited = any(True for _ in problem.constraints.active())
+    return compare_with_dense(dense, known[moe], problem.flops, level=problem.level, limited=limited)
 
 
 def _nothing_left(families: Sequence[Family], problem: Problem) -> InputError:

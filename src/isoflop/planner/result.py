@@ -138,7 +138,8 @@ class Plan:
     """Sentences about what was assumed."""
     ties: tuple[str, ...] | None = None
     """Architectures that cannot be told from the best one: the interval of the difference of their best rows' expected
-    losses, over the draws of the laws, holds 0. None where a law comes without draws."""
+    losses, over the draws of the laws, holds 0. None where a law comes without draws, or its runs do not identify
+    it."""
     models: tuple[PlanRow, ...] = ()
     """For continuous shapes: integer models near the best rows, counted exactly and within the limits, best first."""
     machine: Machine | None = None

@@ -67,7 +67,7 @@ def load_speed(name: str) -> SpeedTable:
         path = _SHIPPED / f"{name}.json"
         if not path.exists():
             shipped = ", ".join(sorted(file.stem for file in _SHIPPED.glob("*.json")))
-            raise InputError(f"speed is {name!r}; give one of {shipped}, or a .json file.")
+            raise InputError(f"speed is {name!r}; give one of {shipped}, none, or a .json file.")
     try:
         values: Any = json.loads(path.read_text(encoding="utf-8"))
         rows = values["rows"]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from isoflop.laws import Fit, Law, LawFrontier, Multiplier, efficiency_multiplier, exponent
-from isoflop.planner.losses import LossLaw, constants, law_columns
+from isoflop.planner.losses import LossLaw, constants, is_known, law_columns
 from isoflop.planner.problem import Columns
 
 if TYPE_CHECKING:
@@ -48,7 +48,9 @@ class DenseComparison:
         return {**vars(self), "multiplier": self.multiplier.to_dict()}
 
 
-def compare_with_dense(dense: "Family", moe: "Family", flops: float, *, level: float) -> DenseComparison:
+def compare_with_dense(
+    dense: "Family", moe: "Family", flops: float, *, level: float, limited: bool = False
+) -> DenseComparison:
     """Compare two families at a budget, and find the budget at which they are equally good.
 
     Args:
@@ -56,6 +58,7 @@ def compare_with_dense(dense: "Family", moe: "Family", flops: float, *, level: f
         moe: the other.
         flops: budget of the MoE.
         level: of the interval, which pairs the draws of both fits.
+        limited: whether the plan has limits, which are left out here: the message then says so.
     """
     ours, theirs = _Frontier(dense, flops), _Frontier(moe, flops)
     found = efficiency_multiplier(ours, theirs, flops, level=level)
@@ -74,7 +77,9 @@ def compare_with_dense(dense: "Family", moe: "Family", flops: float, *, level: f
         multiplier=found,
         break_even=break_even,
         break_even_supported=supported,
-        message=_sentence(dense.name, moe.name, found, level, budgets, ahead, break_even, supported),
+        message=("limits left out, " if limited else "")
+        + _sentence(dense.name, moe.name, found, level, budgets, ahead, break_even, supported)
+        + _unsure(dense, moe),
     )
 
 
@@ -100,6 +105,11 @@ def _sentence(
     if np.any(ahead > 0) and not np.all(ahead > 0):
         return f"{first}; {moe} wins up to {exponent(float(budgets[ahead > 0].max()))} FLOPs."
     return f"{first}; {moe} wins {wins} budget from {exponent(float(budgets[0]))} to {exponent(float(budgets[-1]))}."
+
+
+def _unsure(dense: "Family", moe: "Family") -> str:
+    loose = dict.fromkeys(each.name for each in (dense, moe) if not is_known(each.law))
+    return f" The runs do not identify the law behind {' and '.join(loose)}: do not rely on it." if loose else ""
 
 
 class _Frontier(LawFrontier):

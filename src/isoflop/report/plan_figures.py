@@ -180,7 +180,8 @@ def optimum_against_budget(plan: Plan, families: Sequence[PlanFamily], *, width:
 
     Each budget has the best of the plan's architectures, of any size and aspect (a model that can be built may do a
     little better next to a cap, see planner.plan); one that buys nothing has none. Bands are 90% intervals over
-    the draws of the fits: of the loss as a prediction of one run, of size and tokens for the plan's best architecture,
+    the draws of the fits: of the loss as a prediction of one run, of size and tokens where the plan's best architecture
+    is the best,
     of G and E over what each draw finds best. The upright line is the plan's budget.
     """
     budgets = plan.flops * np.geomspace(1 / _REACH[0], _REACH[1], _BUDGETS)
@@ -228,7 +229,11 @@ def optimum_against_budget(plan: Plan, families: Sequence[PlanFamily], *, width:
                 log_axis(axes, "y", list(np.concatenate(both)), most=5, margin=0.04)
         if band is not None:
             stepped = name in ("granularity", "expansion_rate")
-            axes.fill_between(budgets, band[0], band[1], color=color, step="mid" if stepped else None, **_BAND)
+            # sizes and tokens have the band of the plan's best architecture, so only where the line is that one's
+            where = best == 0 if name in ("params_active", "tokens") else np.ones(len(budgets), dtype=bool)
+            axes.fill_between(
+                budgets, band[0], band[1], where=where, color=color, step="mid" if stepped else None, **_BAND
+            )
         axes.set_xlabel("training FLOPs")
         title(axes, label)
     return figure
