@@ -1,6 +1,7 @@
 """`isoflop train --init`: training that starts from a finished run."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 import isoflop.cli
 from isoflop.cli.app import app
 from isoflop.data import prepare
+from isoflop.errors import RunError
 from isoflop.spec import AttentionSpec, DecoderSpec, DepthRoutingSpec, FeedForwardSpec, save_spec
 
 
@@ -73,3 +75,22 @@ def test_other_weights_are_one_sentence_and_exit_2(root, monkeypatch, capsys, sp
     assert sentence in error
     assert error.count("\n") == 1
     assert not (root / "none").exists()
+
+
+def test_a_routed_run_is_trained_further(root):
+    assert train(root, "routed.yaml", "first", "2k").exit_code == 0
+    again = train(root, "routed.yaml", "second", "2k", "--init", str(root / "first"))
+    assert again.exit_code == 0, again.output
+    assert json.loads(again.stdout.splitlines()[-1])["init"] == str(root / "first")
+
+
+def test_weights_that_cannot_be_read_leave_the_directory_free(root):
+    """A run whose only checkpoint is broken, and then the command that is right."""
+    broken = root / "broken"
+    shutil.copytree(root / "dense", broken)
+    for path in broken.glob("checkpoints/*/*.safetensors"):
+        path.write_bytes(path.read_bytes()[:100])
+    failed = train(root, "routed.yaml", "freed", "2k", "--init", str(broken))
+    assert isinstance(failed.exception, RunError)
+    assert list((root / "freed").iterdir()) == []
+    assert train(root, "routed.yaml", "freed", "2k", "--init", str(root / "dense")).exit_code == 0

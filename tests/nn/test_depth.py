@@ -323,7 +323,7 @@ def test_bfloat16_autocast_trains():
         (lambda model: setattr(model, "decisions", "x"), "decisions is 'x'; allowed: trained, sampled"),
         (lambda model: model(tokens(1, 4), cache=KVCache(model.spec, 1, 8)), "depth_choice is 'top_k', which needs"),
         (lambda model: model.set_depth_capacity(0.5), "needs a calibrated model"),
-        (lambda model: model.set_depth_capacity(1.5), "depth capacity is 1.5; it must be greater than 0"),
+        (lambda model: model.set_depth_capacity(1.5), "depth capacity is 1.5; it must be a number greater than 0"),
         (lambda model: calibrate_thresholds(model, [tokens(1, 1)]), "batches hold 1 tokens; calibration needs more"),
         (lambda _: Decoder(replace(SPECS["learned"], depth_routing=None)).set_depth_capacity(0.5), "no depth routing"),
         (lambda _: calibrate_thresholds(make(SPECS["fixed"]), [tokens(2)]), "no learned depth routing"),

@@ -61,6 +61,12 @@ def test_the_layer_alone_equals_a_loop_over_tokens(routing, causal):
             "causal is true but .* thresholds are unset; run calibrate first",
         ),
         (lambda layer: layer(torch.zeros(4, 8), lambda x, _: x), r"x_BTD has shape \[4, 8\]"),
+        (lambda layer: layer(torch.zeros(2, 4, 9), lambda x, _: x), r"x_BTD has shape \[2, 4, 9\]; .* 8\]"),
+        (lambda layer: layer(torch.zeros(2, 4, 8), lambda x, _: None), "f returned NoneType; it must return a tensor"),
+        (lambda layer: layer(torch.zeros(2, 4, 8), lambda x, _: x[:1]), r"f returned \[1, 2, 8\]; it must"),
+        (lambda layer: layer.calibrate(torch.zeros(1, 16, 8)), "x_BTD holds 16 tokens; .* at least 32"),
+        (lambda _: MoD(8, 0.5), r"spec is 0\.5; a MoD layer needs a DepthRoutingSpec"),
+        (lambda _: MoD(8, DepthRoutingSpec(capacity=0.5, every=3)), "depth_routing.every is 3; it says which parts"),
         (lambda _: MoD(8, DepthRoutingSpec(capacity=0.5, router="stochastic")), "can be learned or fixed"),
     ],
 )

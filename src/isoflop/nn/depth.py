@@ -115,8 +115,8 @@ class DepthRouter(nn.Module):
                 self.threshold.zero_()
                 return
             capacity = self.spec.capacity
-        if not 0 < capacity <= 1:
-            raise InputError(f"depth capacity is {capacity}; it must be greater than 0 and at most 1.")
+        if isinstance(capacity, bool) or not isinstance(capacity, (int, float)) or not 0 < capacity <= 1:
+            raise InputError(f"depth capacity is {capacity!r}; it must be a number greater than 0 and at most 1.")
         self.sampling_capacity = capacity
         if not self.is_learned:
             return
@@ -131,12 +131,7 @@ class DepthRouter(nn.Module):
 
     def calibrate(self, decisions_N: Tensor) -> None:
         """Store the quantiles of what the rule looks at, and set the threshold of `sampled_by: threshold`."""
-        wide = torch.float64 if decisions_N.device.type != "mps" else torch.float32
-        decisions_N = decisions_N.to(wide)
-        ranked_N = decisions_N.sort().values
-        places_Q = torch.linspace(0, ranked_N.shape[0] - 1, N_QUANTILES, dtype=wide, device=ranked_N.device)
-        low_Q = places_Q.long().clamp_max(ranked_N.shape[0] - 2)
-        self.quantiles_Q.copy_(torch.lerp(ranked_N[low_Q], ranked_N[low_Q + 1], places_Q - low_Q))
+        self.quantiles_Q.copy_(_dividing(decisions_N, N_QUANTILES))
         if self.spec.sampled_by == "threshold":
             self.set_capacity(self.spec.capacity)
 
@@ -291,6 +286,33 @@ class DepthRouter(nn.Module):
         )
 
 
+def _dividing(values_N: Tensor, n: int) -> Tensor:
+    """Numbers [n] that the shares 0, 1/(n−1), …, 1 of the values do not exceed, each halfway between two values.
+
+    Many values can be equal up to rounding (those of the first block depend on the token alone): a number that is one
+    of them would divide equal values by their rounding. So each stands in a gap, the widest close to its place, and
+    where there is none in the nearest one.
+    """
+    wide = torch.float64 if values_N.device.type != "mps" else torch.float32
+    ranked_N = values_N.to(wide).sort().values
+    count = ranked_N.shape[0]
+    spread = ranked_N.std(correction=0).clamp_min(1e-12 + 1e-6 * ranked_N.abs().max())
+    ends = torch.stack((ranked_N[0] - 1e-3 * spread, ranked_N[-1] + 1e-3 * spread))
+    padded_M = torch.cat((ends[:1], ranked_N, ends[1:]))
+    gaps_M = padded_M.diff()  # gap i has i values below it
+    middles_M = padded_M[:-1] + gaps_M / 2
+    places_Q = torch.linspace(0, count, n, dtype=wide, device=ranked_N.device).round().long()
+    reach = max(1, count // (2 * n))
+    near_QW = (places_Q[:, None] + torch.arange(-reach, reach + 1, device=ranked_N.device)).clamp(0, count)
+    best_Q = near_QW.gather(1, gaps_M[near_QW].argmax(1, keepdim=True))[:, 0]
+    best_Q[0], best_Q[-1] = 0, count  # all above, none above
+    open_K = (gaps_M > _ROUNDING * spread).nonzero()[:, 0]
+    above_Q = open_K[torch.searchsorted(open_K, places_Q).clamp_max(open_K.shape[0] - 1)]
+    below_Q = open_K[(torch.searchsorted(open_K, places_Q, right=True) - 1).clamp_min(0)]
+    closest_Q = torch.where((above_Q - places_Q).abs() < (places_Q - below_Q).abs(), above_Q, below_Q)
+    return middles_M[torch.where(gaps_M[best_Q] > _ROUNDING * spread, best_Q, closest_Q)]
+
+
 def _dot(x: Tensor, w_1D: Tensor) -> Tensor:
     """x·w, [..., D] → [...]; a matrix–vector product while sampling, which is faster for a few rows."""
     return F.linear(x, w_1D)[..., 0] if torch.is_grad_enabled() else x @ w_1D[0]
@@ -311,6 +333,7 @@ def _uniform(draws_BT: Tensor, layer: int) -> Tensor:
 
 
 _MASK: Final = 2**63 - 1
+_ROUNDING: Final = 2e-6  # of the spread of scores; gaps below it may be rounding alone
 _FEW: Final = 256  # rows; for more, PyTorch's index_add is the slower one on the CPU
 
 

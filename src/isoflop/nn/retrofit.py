@@ -77,7 +77,7 @@ def obstacle(source: DecoderSpec, target: DecoderSpec) -> str | None:
 def _fields(spec: DecoderSpec) -> dict[str, Any]:
     """The spec as nested dictionaries, with the defaults that depend on other fields filled in."""
     spec = replace(spec, attention=replace(spec.attention, n_kv_heads=spec.attention.kv_heads))
-    if spec.depth_routing is not None:
+    if spec.depth_routing is not None and spec.depth_routing.has_predictor:
         width = spec.depth_routing.hidden_width(spec.d_model)
         spec = replace(spec, depth_routing=replace(spec.depth_routing, predictor_width=width))
     return asdict(spec)

@@ -1,5 +1,6 @@
 """What a decoder-only Transformer is."""
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -74,7 +75,7 @@ class DecoderSpec:
         if routing.capacity * self.context < 1:
             raise InputError(
                 f"depth_routing.capacity is {routing.capacity}, which keeps no token of a context of {self.context}; "
-                f"it must be at least {1 / self.context:.3g}."
+                f"it must be at least {_upward(1 / self.context)}."
             )
         if not self.routed_layers:
             raise InputError(
@@ -134,6 +135,12 @@ class DecoderSpec:
 
 
 _LARGEST_SUGGESTION: Final = 4096
+
+
+def _upward(value: float) -> str:
+    """A number to three digits that is no smaller."""
+    short = f"{value:.3g}"
+    return short if float(short) >= value else f"{float(short) + 10.0 ** (math.floor(math.log10(value)) - 2):.3g}"
 
 
 def _nearest_granularities(experts: ExpertsSpec, d_ff: int) -> list[int]:

@@ -75,6 +75,11 @@ class RunDirectory:
         except OSError as error:
             raise InputError(f"out is {self.path}, which cannot be written: {error.strerror}.") from None
 
+    def release(self) -> None:
+        """Give back a directory that a run took and could not begin: remove what `claim` wrote."""
+        for name in (_RUN, _LAST, "spec.yaml", MANIFEST_FILE, TOKENIZER_FILE, ".lock"):
+            (self.path / name).unlink(missing_ok=True)
+
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Wait until no other process claims the directory, and keep others from it."""

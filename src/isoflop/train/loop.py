@@ -82,7 +82,8 @@ def _train(
     batches = Batches(data, context=spec.context, batch_size=plan.sequences, seed=config.seed)
     windows_WT = evaluation_windows(data, context=spec.context, tokens=config.evaluation_tokens)
     directory = RunDirectory(out)
-    if config.init is not None and not directory.is_claimed:
+    is_new = not directory.is_claimed
+    if config.init is not None and is_new:
         refuse_other_weights(spec, config.init)
     if ranks.rank == 0:
         directory.claim(spec, config, plan, data)
@@ -96,17 +97,22 @@ def _train(
         with directory.lock() if ranks.rank == 0 else nullcontext(), reporting_lack_of_memory(advice):
             record = directory.result()
             if record is None:
-                run = Run(
-                    spec,
-                    config,
-                    plan,
-                    batches=batches,
-                    windows_WT=windows_WT,
-                    bytes_per_token=evaluated_bytes_per_token(data, windows_WT),
-                    directory=directory,
-                    device=device,
-                    ranks=ranks,
-                )
+                try:
+                    run = Run(
+                        spec,
+                        config,
+                        plan,
+                        batches=batches,
+                        windows_WT=windows_WT,
+                        bytes_per_token=evaluated_bytes_per_token(data, windows_WT),
+                        directory=directory,
+                        device=device,
+                        ranks=ranks,
+                    )
+                except (InputError, RunError):
+                    if is_new and config.init is not None and ranks.rank == 0:  # weights that cannot be read
+                        directory.release()
+                    raise
                 record = run.complete(progress, extra)
             ranks.barrier()
             return record
