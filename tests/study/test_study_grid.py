@@ -202,3 +202,18 @@ def test_a_ratio_that_cannot_be_names_the_architecture() -> None:
     wrong = {"name": "odd", "expert_attention_ratio": 1e-4}
     with pytest.raises(InputError, match=r"odd of d_model \d+: ratio is 0.0001"):
         grid(architectures=[wrong], params_active={1e12: [4e5], 1e13: [8e5]}).expand({})
+
+
+def test_sizes_that_route_different_shares_of_their_blocks_are_warned_of() -> None:
+    mod = {"name": "mod", "depth_routing": {"capacity": 0.25}}
+    uneven = grid(architectures=[mod], params_active={1e12: [3e4, 6e4, 1.2e5], 1e13: [2e5]})
+    (said,) = [sentence for sentence in uneven.warnings() if "different shares" in sentence]
+    assert said.startswith("mod: its sizes route different shares of their blocks (1 of 2, ")
+    even = grid(architectures=[mod], params_active={1e12: [3e4], 1e13: [3e4]})
+    assert not [sentence for sentence in even.warnings() if "different shares" in sentence]
+
+
+def test_a_depth_that_cannot_be_routed_names_the_architecture() -> None:
+    mod = {"name": "mod", "depth_routing": {"capacity": 0.25, "every": 9}}
+    with pytest.raises(InputError, match=r"architecture mod at budget 1e12: depth_routing.skip_first is 0"):
+        grid(architectures=[mod]).expand({})

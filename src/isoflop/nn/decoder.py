@@ -135,13 +135,13 @@ class Decoder(nn.Module):
         cache.check(batch, length)
         if self._chooses_in_group:
             raise InputError(
-                "expert_choice is 'grouped', which needs whole sequences; with a cache set it to 'threshold' "
-                "after calibrate_thresholds."
+                "expert_choice is 'grouped', which needs whole sequences; to sample set model.decisions = 'sampled' "
+                "(a model that was never calibrated wants calibrate_thresholds first)."
             )
         if self._looks_ahead:
             raise InputError(
-                "depth_choice is 'top_k', which needs whole sequences; with a cache set it to 'causal' after "
-                "calibrate_thresholds."
+                "depth_choice is 'top_k', which needs whole sequences; to sample set model.decisions = 'sampled' (a "
+                "model that was never calibrated wants calibrate_thresholds first)."
             )
         positions = cache.positions(length)
         return Place(
@@ -262,6 +262,11 @@ class Decoder(nn.Module):
         """
         if not self.depth_routers:
             raise InputError(f"depth capacity is {capacity}, but the model has no depth routing.")
+        if isinstance(capacity, (int, float)) and 0 < capacity * self.spec.context < 1:
+            raise InputError(
+                f"depth capacity is {capacity:g}, which keeps no token of a context of {self.spec.context}; it must be "
+                f"at least 1/{self.spec.context}."
+            )
         for router in self.depth_routers:
             router.set_capacity(capacity)
 

@@ -102,9 +102,9 @@ def _capacity(evidence: "Evidence", budgets: str, missing: str) -> Section:
         draw=lambda width: figures.loss_against_capacity(runs, minima, width=width),
         caption="Each architecture at its best size: filled marks are fitted minima over size with 90% intervals, "
         "hollow ones the best size that was run, with the range between seeds where there are several; an arrow stands "
-        "for a loss above the panel. Lines join what differs in capacity alone; level lines are without depth routing. "
-        "Losses are those of the causal model. A smaller capacity computes fewer tokens in each routed block, and so "
-        "sees more text on the same budget.",
+        "for a loss above the panel. Families stand a little to the right of each other. Lines join what differs in "
+        "capacity alone; level lines are without depth routing. Losses are those of the causal model. A smaller "
+        "capacity computes fewer tokens in each routed block, and so sees more text on the same budget.",
         description=f"Loss against depth capacity at budgets of {budgets} FLOPs.",
     )
     return Section(key="capacity", title="What depth routing does", plots=[plot], missing=missing)

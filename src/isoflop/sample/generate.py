@@ -34,8 +34,8 @@ def generate(
     token `stop`, which is included.
 
     Raises InputError for an empty prompt, ids outside the vocabulary, more tokens than the model's context, a bad
-    temperature, top_p or seed, and for an expert-choice model that still chooses in groups (calibrate thresholds
-    first).
+    temperature, top_p or seed, and for a model whose experts or depth routers still decide as in training (set
+    `model.decisions = "sampled"`; trained runs are calibrated, others want `calibrate_thresholds` first).
     """
     rows = [[int(token) for token in prompt] for prompt in prompts]
     _check(model, rows, max_new_tokens, temperature, top_p, seed, stop)

@@ -25,6 +25,14 @@ def require_non_negative(spec: object, *fields: str) -> None:
             raise InputError(f"{_label(spec)}{field} is {value}; it must be finite and not negative.")
 
 
+def require_whole(spec: object, *fields: str) -> None:
+    """Raise InputError unless every named field of `spec` is an int."""
+    for field in fields:
+        value = getattr(spec, field)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise InputError(f"{_label(spec)}{field} is {value!r}; it must be a whole number.")
+
+
 def require_choice(spec: object, field: str, allowed: tuple[str, ...]) -> None:
     """Raise InputError unless the named field of `spec` is one of `allowed`."""
     value = getattr(spec, field)

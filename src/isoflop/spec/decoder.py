@@ -128,7 +128,7 @@ class DecoderSpec:
         names = {0: "first", self.n_layers - 1: "last"}
         return tuple(
             f"depth_routing routes the {names[layer]} of {self.n_layers} blocks (block {layer}, from 0); what it "
-            f"skips {'enters' if layer == 0 else 'leaves'} the model without it."
+            f"skips {'enters' if layer == 0 else 'leaves'} the model without it; n_layers, every and skip_first decide."
             for layer in self.routed_layers
             if layer in names and self.n_layers > 1
         )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from isoflop.errors import InputError
-from isoflop.spec._checks import STRICT_FIELDS, require_choice, require_non_negative, require_positive
+from isoflop.spec._checks import STRICT_FIELDS, require_choice, require_non_negative, require_positive, require_whole
 
 RoutedPart = Literal["block", "feed_forward"]
 DepthRouterKind = Literal["learned", "stochastic", "fixed"]
@@ -50,6 +50,7 @@ class DepthRoutingSpec:
         number = isinstance(self.capacity, (int, float)) and not isinstance(self.capacity, bool)
         if not number or not 0 < self.capacity <= 1:
             raise InputError(f"depth_routing.capacity is {self.capacity!r}; it must be greater than 0 and at most 1.")
+        require_whole(self, "every", "skip_first")
         require_positive(self, "every")
         require_non_negative(self, "skip_first", "auxiliary_weight")
         if self.predictor_width is not None:

@@ -122,6 +122,7 @@ class Grid:
         for architecture in study.expanded:
             own_specs = self._grid_sizes(architecture, architecture.budgets[0])
             found += [f"{architecture.name}: {sentence}" for sentence in own_specs[0].warnings]
+            found += self._uneven_depth(architecture)
         largest = max(study.budgets)
         if study.verification is not None and study.verification.flops <= largest:
             found.append(
@@ -129,6 +130,20 @@ class Grid:
                 "run tests no extrapolation; give more."
             )
         return found
+
+    def _uneven_depth(self, architecture: Architecture) -> list[str]:
+        """That the sizes of a depth-routed architecture do not route the same share of their blocks, if so."""
+        if architecture.depth_routing is None:
+            return []
+        specs = [spec for budget in architecture.budgets for spec in self._grid_sizes(architecture, budget)]
+        routed = {spec.n_layers: len(spec.routed_layers) for spec in specs}
+        if len({n / layers for layers, n in routed.items()}) < 2:
+            return []
+        shares = ", ".join(f"{n} of {layers}" for layers, n in sorted(routed.items()))
+        return [
+            f"{architecture.name}: its sizes route different shares of their blocks ({shares}), so that they are not "
+            "one family; choose sizes by params_active, or another every, skip_first or depth."
+        ]
 
     def run(self, architecture: Architecture, budget: float, spec: DecoderSpec, seed: int, stage: Stage) -> PlannedRun:
         """One run, with the rules filled in.
@@ -166,21 +181,27 @@ class Grid:
     def _grid_sizes(self, architecture: Architecture, budget: float) -> list[DecoderSpec]:
         key = (architecture.name, budget)
         if key not in self._sizes:
-            study, template = self.study, self.template(architecture)
-            explicit = architecture.params_active.get(budget)
-            if explicit:
-                found = [sizes_around(template, size, 1, EXPLICIT_SPACING)[0] for size in sorted(explicit)]
-                sizes = list(dict.fromkeys(found))
-            else:
-                # all architectures of a budget stand on the same shapes, so the target is that of the dense model
-                target = expected_optimum(
-                    budget,
-                    tokens_per_param=study.expected_tokens_per_parameter,
-                    template=replace(template, experts=None, depth_routing=None),
-                )
-                sizes = sizes_around(template, target, architecture.sizes_per_budget, study.size_spacing)
+            try:
+                sizes = self._shapes(architecture, budget)
+            except InputError as error:
+                raise InputError(f"architecture {architecture.name} at budget {exponent(budget)}: {error}") from None
             self._sizes[key] = [self._allocated(architecture, spec) for spec in sizes]
         return self._sizes[key]
+
+    def _shapes(self, architecture: Architecture, budget: float) -> list[DecoderSpec]:
+        """The ladder's shapes of an architecture at a budget."""
+        study, template = self.study, self.template(architecture)
+        explicit = architecture.params_active.get(budget)
+        if explicit:
+            found = [sizes_around(template, size, 1, EXPLICIT_SPACING)[0] for size in sorted(explicit)]
+            return list(dict.fromkeys(found))
+        # all architectures of a budget stand on the same shapes, so the target is that of the dense model
+        target = expected_optimum(
+            budget,
+            tokens_per_param=study.expected_tokens_per_parameter,
+            template=replace(template, experts=None, depth_routing=None),
+        )
+        return sizes_around(template, target, architecture.sizes_per_budget, study.size_spacing)
 
     @staticmethod
     def _allocated(architecture: Architecture, spec: DecoderSpec) -> DecoderSpec:

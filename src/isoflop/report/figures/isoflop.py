@@ -54,6 +54,7 @@ def isoflop_curves(runs: "RunTable", minima: Sequence[Minimum] = (), *, width: f
                     _parabola(axes, minimum, look, (low, high))
         losses = [point.loss for point in here]
         top = _top(losses)
+        losses += [minimum.loss for minimum in minima if minimum.inside and minimum.budget == budget]
         room = 0.08 * (top - min(losses) or 0.1)
         axes.set_ylim(min(losses) - room, top + room)
         for point in here:
@@ -101,6 +102,7 @@ def loss_against_capacity(runs: "RunTable", minima: Sequence[Minimum] = (), *, w
         axes.set_xticks(values, [f"{value:g}" for value in values])
         best = {a.name: view.best_measured(points, a.name, budget) for a in architectures}
         shown = [point.loss for point in best.values() if point is not None]
+        shown += [minimum.loss for (_, own), minimum in fitted.items() if own == budget]
         top = _top(shown)
         for other in architectures:
             if not other.depth_routed:
