@@ -132,8 +132,8 @@ def test_routed_first_and_last_blocks_are_allowed_and_warned_about():
     assert routed().routed_layers == (1, 3)
     (last,) = routed().warnings
     assert last == (
-        "depth_routing routes the last of 4 blocks (block 3, from 0); what it skips leaves the model without it; n_layers, "
-        "every and skip_first decide."
+        "depth_routing routes the last of 4 blocks (block 3, from 0); what it skips leaves the model without it; "
+        "n_layers, every and skip_first decide."
     )
     assert len(routed(every=1).warnings) == 2
     assert routed(skip_first=1).routed_layers == (2,)
