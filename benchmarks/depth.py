@@ -13,8 +13,8 @@ attention skips the blocks above the diagonal; `exact-full` is printed beside it
 before it, so there `exact-full` is exact; the share of tokens is the one that routed blocks really computed in the
 timed steps. A routed block's weights are read even for one token of the batch, which its FLOPs do not show: `reachable`
 is what is left of the ideal saving if a routed block that keeps m tokens takes what the dense model's block takes with
-m sequences of an eighth of the length, measured in the same process. Peak memory is the largest resident set of a fresh process
-for each model, less what that process had after its imports.
+m sequences of an eighth of the length, measured in the same process. Peak memory is the largest resident set of a fresh
+process for each model, less what that process had after its imports.
 """
 
 import argparse

@@ -141,4 +141,4 @@ def test_the_dial_of_depth_routing(trained):
     assert json.loads(few.stdout)["samples"] != json.loads(many.stdout)["samples"]
     wrong = sample(trained, "--prompt", "Run 7", "--depth-capacity", 0)
     assert isinstance(wrong.exception, InputError)
-    assert "depth capacity is 0.0; it must be greater than 0 and at most 1" in str(wrong.exception)
+    assert "depth capacity is 0.0; it must be a number greater than 0 and at most 1" in str(wrong.exception)
