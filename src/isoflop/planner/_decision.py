@@ -6,9 +6,9 @@ Shapes: B draws, A architectures, S sizes, K candidate runs.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
-from scipy.special import ndtri
 
 from isoflop.laws import Fit, noise_floor
 from isoflop.laws._noise import worth
@@ -16,7 +16,7 @@ from isoflop.planner._experiments import Family
 
 _SIZES = 65
 _SPAN = 16.0  # the sizes of a choice span its optimum divided and multiplied by this
-_NODES = ndtri((np.arange(41) + 0.5) / 41)  # of equal probability under a standard normal
+_NODES = np.array([NormalDist().inv_cdf((index + 0.5) / 41) for index in range(41)])  # of equal probability
 _LEVELS = 9
 _RATIOS = 7
 _FAR = 6.0  # draws this many robust deviations away from the median are left out
