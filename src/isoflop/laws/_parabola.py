@@ -2,8 +2,14 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+
+from isoflop.errors import InputError
+from isoflop.laws._rows import Runs, as_table, check_values
+from isoflop.laws.reading import derive
+from isoflop.laws.table import RunTable
 
 Interval = tuple[float, float]
 
@@ -80,3 +86,25 @@ def central(values: np.ndarray, level: float) -> Interval | None:
         return None
     low, high = np.nanquantile(values, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def groups_of(
+    runs: Runs, by: Sequence[str], columns: Sequence[str], *, level: float, what: str
+) -> list[tuple[dict[str, Any], RunTable]]:
+    """The finished runs by their values in the columns `by`, with those values; the other columns and level checked.
+
+    Raises:
+        InputError: if level is out of range, no run is finished, a column is absent or a value is missing.
+    """
+    if not 0 < level < 1:
+        raise InputError(f"level is {level:g}; it must be between 0 and 1.")
+    table = derive(as_table(runs).usable())
+    if not len(table):
+        raise InputError(f"no row has status done; {what} need finished runs.")
+    for column in columns:
+        check_values(table, column)
+    keys = list(zip(*(table[column].tolist() for column in by), strict=True))
+    return [
+        (dict(zip(by, key, strict=True)), table.take([i for i, own in enumerate(keys) if own == key]))
+        for key in dict.fromkeys(keys)
+    ]

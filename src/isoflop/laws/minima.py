@@ -6,10 +6,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from isoflop.errors import InputError
-from isoflop.laws._parabola import Interval, Parabola, central, pooled_noise
-from isoflop.laws._rows import Runs, as_table, check_values
-from isoflop.laws.reading import derive
+from isoflop.laws._parabola import Interval, Parabola, central, groups_of, pooled_noise
+from isoflop.laws._rows import Runs
 from isoflop.laws.table import RunTable
 
 
@@ -100,18 +98,8 @@ def isoflop_minima(
     Raises:
         InputError: if a column is absent or a value is missing, naming the row.
     """
-    if not 0 < level < 1:
-        raise InputError(f"level is {level:g}; it must be between 0 and 1.")
-    table = derive(as_table(runs).usable())
-    if not len(table):
-        raise InputError("no row has status done; isoFLOP minima need finished runs.")
-    for column in ("params_active", "params_total", "tokens", "flops", "loss"):
-        check_values(table, column)
-    keys = list(zip(*(table[column].tolist() for column in by), strict=True))
-    curves = [
-        _Curve(dict(zip(by, key, strict=True)), table.take([i for i, own in enumerate(keys) if own == key]))
-        for key in dict.fromkeys(keys)
-    ]
+    columns = ("params_active", "params_total", "tokens", "flops", "loss")
+    curves = [_Curve(group, own) for group, own in groups_of(runs, by, columns, level=level, what="isoFLOP minima")]
     rng = np.random.default_rng(seed)
     noise = pooled_noise([curve.parabola for curve in curves], draws, rng)
     return [curve.minimum(noise, level, rng) for curve in curves]

@@ -7,10 +7,9 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from isoflop.errors import InputError
-from isoflop.laws._parabola import Interval, Parabola, central, pooled_noise
-from isoflop.laws._rows import Runs, as_table, check_values
+from isoflop.laws._parabola import Interval, Parabola, central, groups_of, pooled_noise
+from isoflop.laws._rows import Runs
 from isoflop.laws.fitting import fit
-from isoflop.laws.reading import derive
 from isoflop.laws.result import Fit
 from isoflop.laws.table import RunTable
 
@@ -104,23 +103,15 @@ def ratio_valleys(
     Raises:
         InputError: if a column is absent or a value is missing, naming the row.
     """
-    if not 0 < level < 1:
-        raise InputError(f"level is {level:g}; it must be between 0 and 1.")
-    table = derive(as_table(runs).usable())
-    if not len(table):
-        raise InputError("no row has status done; valleys need finished runs.")
-    for column in (_COLUMN, "sparsity", "flops", "loss"):
-        check_values(table, column)
-    keys = list(zip(*(table[column].tolist() for column in by), strict=True))
-    groups = [(key, table.take([i for i, own in enumerate(keys) if own == key])) for key in dict.fromkeys(keys)]
+    groups = groups_of(runs, by, (_COLUMN, "sparsity", "flops", "loss"), level=level, what="valleys")
     parabolas = [Parabola(np.log(own.numeric(_COLUMN)), own.numeric("loss")) for _, own in groups]
     rng = np.random.default_rng(seed)
     noise = pooled_noise(parabolas, draws, rng)
     spare = sum(parabola.spare for parabola in parabolas)
     sd = float(np.sqrt(sum(parabola.squares for parabola in parabolas) / spare)) if spare > 0 else None
     return [
-        _valley(dict(zip(by, key, strict=True)), own, parabola, noise, sd, level, rng)
-        for (key, own), parabola in zip(groups, parabolas, strict=True)
+        _valley(group, own, parabola, noise, sd, level, rng)
+        for (group, own), parabola in zip(groups, parabolas, strict=True)
     ]
 
 

@@ -2,26 +2,22 @@
 
 import difflib
 import itertools
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
 from isoflop.errors import InputError
 from isoflop.planner import Template
-from isoflop.planner.allocation import Held
 from isoflop.spec import DepthRoutingSpec, ExpertsSpec
-from isoflop.spec._problems import refuse_flags
+from isoflop.spec._checks import STRICT_FIELDS
 from isoflop.spec.io import describe_validation_error, read_fields
+from isoflop.study.architectures import NAME, Architecture, ArchitectureSpec, each_of
 from isoflop.train import TrainConfig
 from isoflop.train.config import BUDGETS
 
-_STRICT: Final[dict[str, Any]] = {"extra": "forbid"}
-Kind = TypeVar("Kind", ExpertsSpec, DepthRoutingSpec)
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _RESERVED: Final = {*BUDGETS, "seed", "threads"}
 PYTHON_STDLIB: Final = "python-stdlib"
 """Name of the embedded corpus: the Python standard library's own source."""
@@ -36,7 +32,7 @@ def _check_seeds(field: str, seeds: Sequence[int]) -> None:
 class DataSpec:
     """The text of a study: a prepared directory, or sources that the study prepares itself."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT_FIELDS
 
     path: str | None = None
     """A directory that `isoflop prepare` wrote."""
@@ -65,7 +61,7 @@ class DataSpec:
 class TemplateSpec:
     """What every model of the study shares; see `isoflop.planner.Template`."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT_FIELDS
 
     activation: Literal["swiglu", "gelu", "relu"] = "swiglu"
     """swiglu, gelu or relu."""
@@ -82,96 +78,10 @@ class TemplateSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ArchitectureSpec:
-    """One architecture of the study; a list of granularities or capacities stands for one architecture each."""
-
-    __pydantic_config__ = _STRICT
-
-    name: str
-    """Its name in tables; a list of granularities appends -g1, -g2, …, of capacities -c.125, -c.25, …, of ratios -r.5,
-    -r1, …"""
-    experts: Mapping[str, Any] | None = None
-    """Fields of ExpertsSpec, granularity as a number or a list; none: dense."""
-    depth_routing: Mapping[str, Any] | None = None
-    """Fields of DepthRoutingSpec, capacity as a number or a list; none: every block computes every token."""
-    expert_attention_ratio: float | tuple[float, ...] | None = None
-    """FLOPs of feed-forward or experts / FLOPs of attention, a number or a list: each size gets the ratio at its own
-    FLOPs per token (see isoflop.planner.realise); none: that of the ladder's shapes."""
-    hold: tuple[Held, ...] = ()
-    """With a ratio: params_active and params_total of the ladder's shapes to keep as well."""
-    budgets: tuple[float, ...] | None = None
-    """Run at these of the study's budgets only."""
-    sizes_per_budget: int | None = None
-    """Fewer or more sizes than the study's own number."""
-    params_active: Mapping[float, tuple[float, ...]] = field(default_factory=dict)
-    """Sizes by budget, instead of the study's own."""
-    depth: float | None = None
-    """Factor on the depth that the aspect rule gives, instead of the template's."""
-    learning_rate_multiplier: float = 1.0
-    """Factor on the learning rate, on top of the study's."""
-
-    def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
-            raise InputError(
-                f"name is {self.name!r}; it must start with a letter or digit and hold only letters, digits, '.', "
-                f"'_', '+' and '-'."
-            )
-        if self.sizes_per_budget is not None and self.sizes_per_budget < 1:
-            raise InputError(f"sizes_per_budget is {self.sizes_per_budget}; it must be at least 1.")
-        if not 0 < self.learning_rate_multiplier < float("inf"):
-            raise InputError(
-                f"learning_rate_multiplier is {self.learning_rate_multiplier}; it must be finite and greater than 0."
-            )
-        for ratio in self.ratios:
-            if ratio is not None and not 0 < ratio < float("inf"):
-                raise InputError(f"expert_attention_ratio is {ratio}; it must be finite and greater than 0.")
-        if not self.ratios:
-            raise InputError("expert_attention_ratio is empty; give a number or a list of numbers.")
-        if self.hold and self.expert_attention_ratio is None:
-            raise InputError(
-                f"hold is {', '.join(self.hold)} without expert_attention_ratio; give one, or leave it out."
-            )
-
-    @property
-    def ratios(self) -> tuple[float | None, ...]:
-        """The expert–attention ratios; one None where the ladder's shapes stay."""
-        given = self.expert_attention_ratio
-        return tuple(given) if isinstance(given, (list, tuple)) else (given,)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Architecture:
-    """One architecture with one granularity, one depth capacity and one expert–attention ratio."""
-
-    name: str
-    family: str
-    """Its name in the YAML, which granularities and capacities share."""
-    experts: ExpertsSpec | None
-    depth_routing: DepthRoutingSpec | None
-    budgets: tuple[float, ...]
-    sizes_per_budget: int
-    params_active: Mapping[float, tuple[float, ...]]
-    depth: float | None
-    learning_rate_multiplier: float
-    expert_attention_ratio: float | None = None
-    hold: tuple[Held, ...] = ()
-
-    @property
-    def is_dense(self) -> bool:
-        """Whether every token goes through every parameter."""
-        return self.experts is None and self.depth_routing is None
-
-    @property
-    def is_causal(self) -> bool:
-        """False if its models cannot decide token by token even when sampled."""
-        return self.experts is None or self.experts.router.is_causal
-
-
-@dataclass(frozen=True, kw_only=True)
 class ExtraSeeds:
     """Repeats of some runs with other seeds, to know the noise."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT_FIELDS
 
     seeds: tuple[int, ...]
     """Seeds beside the study's own."""
@@ -187,7 +97,7 @@ class ExtraSeeds:
 class Widen:
     """Whether to add sizes where the lowest loss stands at the edge of the size range."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT_FIELDS
 
     sizes: int = 2
     """At most this many further sizes per architecture and budget; 0: none."""
@@ -201,7 +111,7 @@ class Widen:
 class Verification:
     """The run that checks the law: the plan's best model at a larger budget."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT_FIELDS
 
     flops: float
     """Training FLOPs of the run."""
@@ -222,7 +132,7 @@ class Verification:
 class StudySpec:
     """Architectures and sizes to compare at equal FLOPs, and the budget that checks the law that comes out."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT_FIELDS
 
     name: str
     """Name of the study and of its default directory, runs/<name>."""
@@ -268,7 +178,7 @@ class StudySpec:
     """A run table whose finished rows are not run again, relative to the YAML file."""
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
+        if not NAME.fullmatch(self.name):
             raise InputError(f"name is {self.name!r}; it must hold only letters, digits, '.', '_', '+' and '-'.")
         for name in ("budgets", "architectures", "seeds"):
             if not getattr(self, name):
@@ -330,8 +240,8 @@ class StudySpec:
                 raise InputError(f"{where}.depth is {spec.depth}; it must be a finite number greater than 0.")
             several = len(spec.ratios) > 1
             for (of_experts, experts), (of_depth, routing), ratio in itertools.product(
-                _expand(spec.experts, ExpertsSpec, f"{where}.experts", "granularity", "-g{}"),
-                _expand(spec.depth_routing, DepthRoutingSpec, f"{where}.depth_routing", "capacity", "-c{}"),
+                each_of(spec.experts, ExpertsSpec, f"{where}.experts", "granularity", "-g{}"),
+                each_of(spec.depth_routing, DepthRoutingSpec, f"{where}.depth_routing", "capacity", "-c{}"),
                 spec.ratios,
             ):
                 of_ratio = f"-r{ratio:g}".replace("-r0.", "-r.") if several else ""
@@ -446,28 +356,6 @@ def parse_study(values: Mapping[str, Any], *, source: str = "study") -> StudySpe
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
     return study
-
-
-def _expand(
-    values: Mapping[str, Any] | None, kind: type[Kind], where: str, field: str, suffix: str
-) -> list[tuple[str, Kind | None]]:
-    """One (name suffix, spec) for each value of `field`."""
-    if values is None:
-        return [("", None)]
-    given = values.get(field)
-    if isinstance(given, (list, tuple)):
-        if not given:
-            raise InputError(f"{where}.{field} is empty; give a number or a list of numbers.")
-        return [(suffix.format(f"{g}".removeprefix("0")), _parse({**values, field: g}, kind, where)) for g in given]
-    return [("", _parse(values, kind, where))]
-
-
-def _parse(values: Mapping[str, Any], kind: type[Kind], where: str) -> Kind:
-    refuse_flags(values, where, kind)
-    try:
-        return TypeAdapter(kind).validate_python(dict(values))
-    except ValidationError as error:
-        raise InputError(describe_validation_error(error, where, kind)) from None
 
 
 def _list(values: Any) -> str:
