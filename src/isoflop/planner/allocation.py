@@ -41,6 +41,8 @@ class Realised:
     """Parameters that were kept as well."""
     convention: str
     """How FLOPs are counted."""
+    ratio_convention: str
+    """How r is counted."""
     asked_ratio: float
     asked_flops_per_token: float
 
@@ -52,7 +54,7 @@ class Realised:
     @property
     def expert_attention_ratio(self) -> float:
         """r of the model."""
-        return self.counted.expert_attention_ratio
+        return count(self.spec, convention=self.ratio_convention).expert_attention_ratio
 
     @property
     def flops_per_token(self) -> float:
@@ -77,8 +79,9 @@ class Realised:
             if before != after
         ]
         totals = [f"{name} ×{self.moved[name]:.3f}" for name in ("params_active", "params_total")]
+        own = "" if self.ratio_convention == self.convention else f" ({self.ratio_convention})"
         return (
-            f"r = {self.expert_attention_ratio:.3f} at {self.flops_per_token:,.0f} FLOPs per token "
+            f"r = {self.expert_attention_ratio:.3f}{own} at {self.flops_per_token:,.0f} FLOPs per token "
             f"({self.convention}): {', '.join(changes) or 'the base itself'}; {', '.join(totals)}."
         )
 
@@ -88,6 +91,7 @@ class Realised:
             "move": self.move,
             "hold": list(self.hold),
             "convention": self.convention,
+            "ratio_convention": self.ratio_convention,
             "asked_ratio": self.asked_ratio,
             "asked_flops_per_token": self.asked_flops_per_token,
             "expert_attention_ratio": self.expert_attention_ratio,
@@ -108,6 +112,7 @@ def realise(
     move: Move = "width",
     hold: Iterable[Held] = (),
     convention: str = "exact",
+    ratio_convention: str | None = None,
     multiple: int = 1,
 ) -> Realised:
     """The model near `base` with this expert–attention ratio, within 2%, and these FLOPs per token, within 1%.
@@ -130,7 +135,9 @@ def realise(
         move: what changes.
         hold: parameters to keep within 1% of the base's: active ones (the heads' size then moves apart from d_model),
             and total ones too (the number of experts then moves, and with it the sparsity).
-        convention: how FLOPs, and so the ratio, are counted.
+        convention: how FLOPs are counted.
+        ratio_convention: how the ratio is; default: likewise. A ratio of the literature can so be met at equal FLOPs of
+            another convention.
         multiple: d_model and widths of experts are multiples of this.
 
     Raises:
@@ -140,7 +147,7 @@ def realise(
     _check(base, ratio, flops_per_token, move, held, multiple)
     counted = count(base, convention=convention)
     target = counted.flops_per_token["total"] if flops_per_token is None else flops_per_token
-    search = _Search(base, ratio, target, held, convention, multiple)
+    search = _Search(base, ratio, target, held, convention, ratio_convention or convention, multiple)
     best = min(search.found(move), key=search.rank, default=None)
     if best is None or search.miss(best) > 1:
         raise InputError(search.refusal(best, move))
@@ -150,6 +157,7 @@ def realise(
         move=move,
         hold=held,
         convention=convention,
+        ratio_convention=search.ratio_convention,
         asked_ratio=ratio,
         asked_flops_per_token=target,
     )
@@ -209,17 +217,22 @@ class _Search:
     flops: float
     hold: tuple[Held, ...]
     convention: str
+    ratio_convention: str
     multiple: int
 
     @cached_property
     def counted(self) -> Count:
         return count(self.base, convention=self.convention)
 
+    def ratio_of(self, spec: DecoderSpec) -> float:
+        """The model's ratio."""
+        return count(spec, convention=self.ratio_convention).expert_attention_ratio
+
     def miss(self, spec: DecoderSpec) -> float:
         """How far the model is off, 1 being what is allowed."""
         found = count(spec, convention=self.convention)
         off = [
-            math.log(found.expert_attention_ratio / self.ratio) / RATIO_TOLERANCE,
+            math.log(self.ratio_of(spec) / self.ratio) / RATIO_TOLERANCE,
             math.log(found.flops_per_token["total"] / self.flops) / FLOPS_TOLERANCE,
             *(math.log(getattr(found, name) / getattr(self.counted, name)) / FLOPS_TOLERANCE for name in self.hold),
         ]
@@ -254,7 +267,7 @@ class _Search:
         while high - low > 1:
             middle = (low + high) // 2
             spec = at(places[middle])
-            too_large = spec is not None and count(spec, convention=self.convention).expert_attention_ratio > self.ratio
+            too_large = spec is not None and self.ratio_of(spec) > self.ratio
             low, high = (middle, high) if too_large else (low, middle)
         around = places[max(0, low - _BESIDE) : high + _BESIDE + 1]
         return [spec for place in around for spec in [at(place)] if spec is not None]
@@ -355,7 +368,7 @@ class _Search:
         held = "".join(f", {name} ×{getattr(found, name) / getattr(self.counted, name):.3f}" for name in self.hold)
         return (
             f"{asked} comes within {RATIO_TOLERANCE:.0%} of the ratio and {FLOPS_TOLERANCE:.0%} of the rest; the "
-            f"nearest has {found.expert_attention_ratio:.3g} at {found.flops_per_token['total']:,.0f}{held} "
+            f"nearest has {self.ratio_of(best):.3g} at {found.flops_per_token['total']:,.0f}{held} "
             f"({', '.join(f'{name} {value}' for name, value in _shape(best))})."
         )
 

@@ -8,7 +8,7 @@ its projections, feed-forward and experts cost C/n per token and its attention s
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
@@ -98,7 +98,7 @@ def count(spec: DecoderSpec, *, context: int | None = None, convention: str = "e
     feed_forward = parts["feed_forward"] + parts["experts"]
     if convention.startswith("expert-attention"):
         feed_forward += parts["router"]
-    by_part = asdict(parameters)
+    by_part = dict(vars(parameters))
     embedding = parameters.embedding + parameters.head
     return Count(
         convention=convention,
