@@ -134,7 +134,7 @@ def realise(
         flops_per_token: forward FLOPs, all of them; default: the base's.
         move: what changes.
         hold: parameters to keep within 1% of the base's: active ones (the heads' size then moves apart from d_model),
-            and total ones too (the number of experts then moves, and with it the sparsity).
+            total ones (the number of experts then moves, and with it the sparsity), or both.
         convention: how FLOPs are counted.
         ratio_convention: how the ratio is; default: likewise. A ratio of the literature can so be met at equal FLOPs of
             another convention.
@@ -188,8 +188,6 @@ def _check(
             raise InputError(f"hold is {name!r}; allowed: {', '.join(get_args(Held))}.")
     if hold and move != "width":
         raise InputError(f"hold is {', '.join(hold)} with move {move}; parameters can be held with move width alone.")
-    if "params_total" in hold and "params_active" not in hold:
-        raise InputError("hold is params_total alone; hold params_active as well.")
     if "params_total" in hold and base.experts is None:
         raise InputError("hold is params_total, but a dense model has no idle parameters; hold params_active alone.")
     if multiple < 1:
@@ -340,15 +338,23 @@ class _Search:
         return widths[:: max(1, len(widths) // 96)]
 
     def _holding(self) -> Iterator[DecoderSpec]:
-        """With FLOPs and active parameters scores stay, nearly: d_model moves under heads of about the same width."""
-        attention = self.base.attention
+        """With FLOPs and active parameters scores stay, nearly: d_model moves under heads of about the same width.
+
+        With total parameters alone heads move as they do where nothing is held.
+        """
+        size = self.base.attention.head_dim
+        largest = 1.5 if "params_active" in self.hold else 3
         for d_model in self._widths():
-            for head_dim in range(2 * math.ceil(0.3 * attention.head_dim), int(1.5 * attention.head_dim) + 1, 2):
-                shaped = replace(self.base, d_model=d_model, attention=replace(attention, head_dim=head_dim))
-                spec = self._fed(shaped)
-                if spec is None:
-                    continue
-                yield self._filled(spec) if "params_total" in self.hold else spec
+            for head_dim in range(2 * math.ceil(0.3 * size), int(largest * size) + 1, 2):
+                spec: DecoderSpec | None = replace(
+                    self.base, d_model=d_model, attention=replace(self.base.attention, head_dim=head_dim)
+                )
+                for _ in range(3 if "params_total" in self.hold else 1):  # idle experts cost router FLOPs
+                    spec = spec and self._fed(spec)
+                    if spec is not None and "params_total" in self.hold:
+                        spec = self._filled(spec)
+                if spec is not None:
+                    yield spec
 
     def _filled(self, spec: DecoderSpec) -> DecoderSpec:
         """The model with as many experts as make its total parameters the base's."""
