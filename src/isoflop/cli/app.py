@@ -18,6 +18,7 @@ from isoflop.cli.report import report
 from isoflop.cli.sample import sample
 from isoflop.cli.study import study_app
 from isoflop.cli.train import train
+from isoflop.cli.valleys import valleys
 
 _TWO_WORDS = "plan next-run"
 """A verb of its own beside `plan`, whose required options a group of commands would ask for in vain."""
@@ -70,6 +71,7 @@ app.command()(sample)
 app.command()(fit)
 app.command()(compare)
 app.command()(laws)
+app.command()(valleys)
 app.command(epilog=f"Which run to do first, to plan with more certainty: isoflop {_TWO_WORDS} --help")(plan)
 app.command(_TWO_WORDS)(next_run)
 app.add_typer(study_app, name="study")

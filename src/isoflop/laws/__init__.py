@@ -1,5 +1,14 @@
 """What a model's loss will be: run table, law forms, published constants, fitting and uncertainty."""
 
+from isoflop.laws.best_ratio import (
+    BestRatio,
+    RatioOptimum,
+    best_ratio,
+    best_ratio_of,
+    load_best_ratio,
+    pooled_depth,
+    save_best_ratio,
+)
 from isoflop.laws.comparison import ComparedLaw, Comparison, compare
 from isoflop.laws.conditions import matching
 from isoflop.laws.files import load_fit, save_fit
@@ -35,7 +44,7 @@ from isoflop.laws.reductions import best_of, last_of
 from isoflop.laws.repeats import LackOfFit, NoiseFloor, lack_of_fit, noise_floor
 from isoflop.laws.result import Fit
 from isoflop.laws.shared import SharedFit, fit_shared
-from isoflop.laws.table import RunTable
+from isoflop.laws.table import RunTable, joined
 from isoflop.laws.valleys import Valley, allocation_of, ratio_valleys
 from isoflop.laws.writing import write_runs
 
@@ -44,6 +53,7 @@ __all__ = [
     "PUBLISHED",
     "Allocation",
     "AllocationLoss",
+    "BestRatio",
     "Chinchilla",
     "ComparedLaw",
     "Comparison",
@@ -64,6 +74,7 @@ __all__ = [
     "Parameter",
     "Posterior",
     "Profile",
+    "RatioOptimum",
     "Repetition",
     "Routed",
     "RunTable",
@@ -73,6 +84,8 @@ __all__ = [
     "Valley",
     "allocation_of",
     "best_of",
+    "best_ratio",
+    "best_ratio_of",
     "compare",
     "cost_between_runs",
     "efficiency_multiplier",
@@ -80,18 +93,22 @@ __all__ = [
     "fit",
     "fit_shared",
     "isoflop_minima",
+    "joined",
     "lack_of_fit",
     "last_of",
+    "load_best_ratio",
     "load_fit",
     "load_form",
     "matching",
     "noise_floor",
     "parse_number",
+    "pooled_depth",
     "posterior",
     "profile",
     "published",
     "ratio_valleys",
     "read_runs",
+    "save_best_ratio",
     "save_fit",
     "write_runs",
 ]

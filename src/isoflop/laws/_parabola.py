@@ -8,7 +8,7 @@ import numpy as np
 
 from isoflop.errors import InputError
 from isoflop.laws._rows import Runs, as_table, check_values
-from isoflop.laws.reading import derive
+from isoflop.laws.reading import derive, derive_sparsity
 from isoflop.laws.table import RunTable
 
 Interval = tuple[float, float]
@@ -98,11 +98,15 @@ def groups_of(
     """
     if not 0 < level < 1:
         raise InputError(f"level is {level:g}; it must be between 0 and 1.")
-    table = derive(as_table(runs).usable())
+    table = derive_sparsity(derive(as_table(runs).usable()), (*by, *columns))
     if not len(table):
         raise InputError(f"no row has status done; {what} need finished runs.")
     for column in columns:
         check_values(table, column)
+    for column in by:
+        empty = [label for label, value in zip(table.labels, table[column].tolist(), strict=True) if value != value]
+        if empty:
+            raise InputError(f"{table.source} {empty[0]}: {column} is missing; {what} are grouped by it.")
     keys = list(zip(*(table[column].tolist() for column in by), strict=True))
     return [
         (dict(zip(by, key, strict=True)), table.take([i for i, own in enumerate(keys) if own == key]))

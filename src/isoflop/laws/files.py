@@ -16,7 +16,7 @@ def save_fit(fit: Fit, path: str | Path) -> None:
     Raises:
         InputError: if the file cannot be written.
     """
-    text = json.dumps(_finite(fit.to_dict()), indent=1) + "\n"
+    text = json.dumps(strict(fit.to_dict()), indent=1) + "\n"
     try:
         Path(path).write_text(text, encoding="utf-8")
     except OSError as error:
@@ -46,10 +46,10 @@ def load_fit(path: str | Path, form: Form | None = None) -> Fit:
     return Fit.from_dict(values, form)
 
 
-def _finite(value: Any) -> Any:
+def strict(value: Any) -> Any:
     """The value without NaN and infinity, which strict JSON lacks."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: strict(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_finite(item) for item in value]
+        return [strict(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

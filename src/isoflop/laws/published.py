@@ -165,7 +165,12 @@ _PUBLISHED: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
                 "r is FLOPs of expert layers / FLOPs of attention layers; N does not enter; S counts the shared "
                 "expert; C is the FLOPs of the whole training"
             ),
-            "range": {"flops": (1e18, 1e21), "sparsity": (0.8235, 0.9767)},
+            "range": {
+                "flops": (1e18, 1e21),
+                "sparsity": (0.8235, 0.9767),
+                "expert_attention_ratio": (0.2, 1.5),
+                "context": (4096.0, 4096.0),
+            },
         },
         "muennighoff-2023": {
             "form": "repetition",

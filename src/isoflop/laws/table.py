@@ -177,6 +177,26 @@ class RunTable:
         return self.where(np.array([value in (DONE, None) for value in self["status"]], dtype=bool))
 
 
+def joined(tables: Sequence[RunTable]) -> RunTable:
+    """The rows of several tables in one.
+
+    Raises:
+        InputError: if there is none.
+    """
+    if not tables:
+        raise InputError("there is no run table; give at least one.")
+    if len(tables) == 1:
+        return tables[0]
+    return RunTable(
+        [row for table in tables for row in table.rows],
+        notes=tuple(dict.fromkeys(note for table in tables for note in table.notes)),
+        labels=[f"{table.source} {label}" for table in tables for label in table.labels],
+        source=", ".join(table.source for table in tables),
+        names={name: there for table in tables for name, there in table.names.items()},
+        derived=frozenset().union(*(table.derived for table in tables)),
+    )
+
+
 def as_columns(runs: "RunTable | Mapping[str, Any]", names: Iterable[str]) -> dict[str, np.ndarray]:
     """Named columns of a table or a mapping as float arrays [n]; one number stands for all rows.
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from isoflop.errors import InputError
 from isoflop.laws._parabola import Interval, Parabola, central, groups_of, pooled_noise
-from isoflop.laws._rows import Runs
+from isoflop.laws._rows import CONVENTION, Runs
 from isoflop.laws.fitting import fit
 from isoflop.laws.result import Fit
 from isoflop.laws.table import RunTable
@@ -36,8 +36,8 @@ class Valley:
     loss: float
     """Loss at r*, nats per token."""
     loss_interval: Interval | None
-    depth: float | None
-    """v, nats per squared ln r; None without a parabola."""
+    curvature: float | None
+    """Coefficient of (ln r)², nats: negative where the losses make a hill; None without a parabola."""
     depth_interval: Interval | None
     """Of v; where it holds 0, the runs do not show that there is a valley."""
     costs: Mapping[float, float]
@@ -55,8 +55,24 @@ class Valley:
     n_rows: int
     ratio_range: Interval
     """Smallest and largest ratio that was run."""
+    context_range: Interval | None
+    """Smallest and largest context of the runs, tokens; None where they do not say it."""
+    convention: str | None
+    """How the ratio and FLOPs were counted, as flops_convention of the runs says; None where they do not say it."""
     log_ratio_draws: np.ndarray = field(repr=False, compare=False)
     """Draws of ln r* [B], NaN where a draw has no valley."""
+    curvature_draws: np.ndarray = field(repr=False, compare=False)
+    """Draws of the curvature [B], of the same parabolas."""
+
+    @property
+    def depth(self) -> float | None:
+        """v, nats per squared ln r; None where there is no valley."""
+        return self.curvature if self.curvature is not None and self.curvature > 0 else None
+
+    @property
+    def is_visible(self) -> bool:
+        """Whether the interval of the depth stands above 0: whether the runs show that there is a valley."""
+        return self.depth_interval is not None and self.depth_interval[0] > 0
 
     @property
     def inside(self) -> bool:
@@ -71,11 +87,11 @@ class Valley:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary for JSON, without the draws."""
-        hidden = ("group", "log_ratio_draws", "costs", "cost_intervals")
+        hidden = ("group", "log_ratio_draws", "curvature_draws", "costs", "cost_intervals")
         values = {name: value for name, value in vars(self).items() if name not in hidden}
         costs = {f"{times:g}": nats for times, nats in self.costs.items()}
         intervals = {f"{times:g}": list(ends) for times, ends in self.cost_intervals.items()}
-        return {**self.group, **values, "costs": costs, "cost_intervals": intervals}
+        return {**self.group, **values, "depth": self.depth, "costs": costs, "cost_intervals": intervals}
 
 
 def ratio_valleys(
@@ -147,7 +163,7 @@ def _valley(
         ratio_interval=None if ends is None else (float(np.exp(ends[0])), float(np.exp(ends[1]))),
         loss=loss,
         loss_interval=central(losses, level),
-        depth=depth,
+        curvature=None if parabola.coefficients is None else float(parabola.coefficients[2]),
         depth_interval=of_depth,
         costs=costs,
         cost_intervals={}
@@ -159,8 +175,36 @@ def _valley(
         sparsity=float(rows.numeric("sparsity").mean()),
         n_rows=len(rows),
         ratio_range=(float(np.exp(parabola.values[0])), float(np.exp(parabola.values[-1]))),
+        context_range=_span(rows, "context"),
+        convention=_convention(rows),
         log_ratio_draws=places,
+        curvature_draws=depths,
     )
+
+
+def _span(rows: RunTable, column: str) -> Interval | None:
+    if column not in rows:
+        return None
+    values = rows.numeric(column)
+    return (float(np.nanmin(values)), float(np.nanmax(values))) if np.isfinite(values).any() else None
+
+
+def _convention(rows: RunTable) -> str | None:
+    """How the rows' FLOPs and ratios were counted.
+
+    Raises:
+        InputError: if they were counted in several ways.
+    """
+    if CONVENTION not in rows:
+        return None
+    named = dict.fromkeys(rows[CONVENTION].tolist())
+    if len(named) > 1:
+        raise InputError(
+            f"{rows.source} counts the FLOPs of one group by "
+            f"{' and '.join(str(name or 'nothing that is said') for name in named)}; count all of them one way, or "
+            f'keep one with --where "{CONVENTION}={next(name for name in named if name)}".'
+        )
+    return next(iter(named), None)
 
 
 def allocation_of(valleys: Sequence[Valley], *, draws: int = 100, pinned: Mapping[str, float] | None = None) -> Fit:
@@ -177,6 +221,13 @@ def allocation_of(valleys: Sequence[Valley], *, draws: int = 100, pinned: Mappin
     Raises:
         InputError: if fewer valleys than parameters lie inside.
     """
+    return allocation_and_draws(valleys, draws=draws, pinned=pinned)[0]
+
+
+def allocation_and_draws(
+    valleys: Sequence[Valley], *, draws: int, pinned: Mapping[str, float] | None = None
+) -> tuple[Fit, list[int]]:
+    """`allocation_of`, and which draw of the valleys each draw of the fit is made of."""
     own = [valley for valley in valleys if valley.inside]
     budgets, sparsities = ({f"{getattr(v, name):.3g}" for v in own} for name in ("flops", "sparsity"))
     fixed: dict[str, float] = {}
@@ -203,7 +254,7 @@ def allocation_of(valleys: Sequence[Valley], *, draws: int = 100, pinned: Mappin
                 "sparsity": valley.sparsity,
                 _COLUMN: float(ratio),
                 "weight": float(weight),
-                "flops_convention": "given",
+                CONVENTION: valley.convention or "given",
             }
             for index, (valley, ratio, weight) in enumerate(zip(own, ratios, weights, strict=True))
         )
@@ -214,10 +265,11 @@ def allocation_of(valleys: Sequence[Valley], *, draws: int = 100, pinned: Mappin
     found = fitted(np.array([valley.ratio for valley in own]))
     drawn = [valley.log_ratio_draws for valley in own]
     usable = [index for index in range(min(map(len, drawn), default=0)) if all(np.isfinite(d[index]) for d in drawn)]
-    refits = [fitted(np.exp([d[index] for d in drawn])).parameters for index in usable[:draws]]
+    used = usable[:draws]
+    refits = [fitted(np.exp([d[index] for d in drawn])).parameters for index in used]
     if not refits:
-        return found
-    return replace(found, draws={name: np.array([each[name] for each in refits]) for name in found.parameters})
+        return found, []
+    return replace(found, draws={name: np.array([each[name] for each in refits]) for name in found.parameters}), used
 
 
 def _sd(valley: Valley) -> float:

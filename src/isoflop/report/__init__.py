@@ -5,5 +5,6 @@
 
 from isoflop.report.page import write_report
 from isoflop.report.plan_figures import write_plan_figures
+from isoflop.report.valley_figures import write_valley_figures
 
-__all__ = ["write_plan_figures", "write_report"]
+__all__ = ["write_plan_figures", "write_report", "write_valley_figures"]

@@ -5,8 +5,10 @@ from isoflop.report.figures.agreement import parity, residuals, verification
 from isoflop.report.figures.isoflop import isoflop_curves, loss_against_capacity, loss_against_granularity, off_scale
 from isoflop.report.figures.scaling import efficiency, frontier
 from isoflop.report.figures.training import expert_load, training_curves
+from isoflop.report.figures.valleys import best_ratio_against_budget, valley_curves
 
 __all__ = [
+    "best_ratio_against_budget",
     "efficiency",
     "expert_load",
     "frontier",
@@ -17,5 +19,6 @@ __all__ = [
     "parity",
     "residuals",
     "training_curves",
+    "valley_curves",
     "verification",
 ]

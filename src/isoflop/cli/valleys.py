@@ -1,0 +1,241 @@
+"""`isoflop valleys`: the best expert–attention ratio of each group of runs, and the law through them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from isoflop.cli._common import JsonFlag, print_json, print_table
+from isoflop.cli._fit_tables import print_parameters
+from isoflop.cli._tables import BestOfOption, ColumnOption, LastOfOption, SetOption, WhereOption, read_table
+from isoflop.cli._usage import options_as_typed
+from isoflop.errors import InputError
+
+if TYPE_CHECKING:
+    from isoflop.laws import BestRatio, Fit, Valley
+
+_OPTIONS: Final = {"level": "--level", "out": "--out", "plots": "--plots"}
+
+_STATUS: Final = {"not_convex": "a hill", "too_few_ratios": "under 3 ratios"}
+
+
+def valleys(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Run tables (.csv, .tsv, .jsonl, .parquet) or directories, as `isoflop fit` reads them."),
+    ],
+    by: Annotated[
+        str, typer.Option(metavar="COLUMNS", help="Columns whose values make a group of runs that differ in r.")
+    ] = "sparsity,budget",
+    column: ColumnOption = None,
+    where: WhereOption = None,
+    assign: SetOption = None,
+    last_of: LastOfOption = None,
+    best_of: BestOfOption = None,
+    convention: Annotated[
+        str | None,
+        typer.Option(help="How r was counted (exact, expert-attention, …); default: as flops_convention of the runs."),
+    ] = None,
+    level: Annotated[float, typer.Option(help="Coverage of the intervals.")] = 0.9,
+    draws: Annotated[int, typer.Option(help="Draws behind the intervals; 0: no intervals.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    plots: Annotated[
+        Path | None, typer.Option(metavar="DIRECTORY", help="Write figures there (PNG and SVG): loss against r, r*.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write the law and the depth to this JSON file, for `isoflop plan --allocation`."),
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Find the best expert–attention ratio r of each group of runs, and what other ratios cost.
+
+    r is the FLOPs of experts (or feed-forward) over those of attention. A parabola in ln r goes through the losses of
+    each group, whose runs should be alike in FLOPs per token and tokens; r*(C, S) goes through the minima.
+    """
+    from isoflop import laws
+    from isoflop.laws.reading import derive_sparsity
+    from isoflop.spec import CONVENTIONS
+
+    names = [name.strip() for name in by.split(",") if name.strip()]
+    if not names:
+        raise InputError("--by is empty; name the columns whose values make a group, as sparsity,budget.")
+    if convention is not None and convention not in CONVENTIONS:
+        raise InputError(f"--convention is {convention!r}; allowed: {', '.join(CONVENTIONS)}.")
+    if draws < 0:
+        raise InputError(f"--draws is {draws}; it must not be negative.")
+    tables = [read_table(path, column, where, assign, last_of, best_of)[0] for path in runs]
+    table = derive_sparsity(laws.joined(tables), ("sparsity",))
+    law, refusal = None, None
+    with options_as_typed(_OPTIONS):
+        found = laws.ratio_valleys(table, names, level=level, draws=draws, seed=seed)
+        try:
+            law = laws.best_ratio_of(found, convention=convention, source=table.source)
+        except InputError as error:
+            refusal = str(error)
+        depth, depth_interval, _, spread = laws.pooled_depth(found, level=level)
+        figures: list[Path] = []
+        if plots is not None:
+            from isoflop.report import write_valley_figures
+
+            figures = write_valley_figures(table, found, law, plots, convention=convention)
+        said = _sentences(found, law, (depth, depth_interval, spread), level, convention, refusal)
+        if json:
+            drawn = {"figures": [str(path) for path in figures]} if figures else {}
+            print_json(_document(found, law, (depth, depth_interval, spread), level, said, table.notes) | drawn)
+        else:
+            _print(found, law, names, level, table.source)
+            typer.echo("\n".join([*said, *(f"note: {sentence}" for sentence in table.notes)]))
+            typer.echo("".join(f"figure: {path}\n" for path in figures if path.suffix == ".png"), nl=False)
+        if out is not None:
+            if law is None:
+                raise InputError(f"out is {out}, but there is no law to write: {refusal}")
+            laws.save_best_ratio(law, out)
+
+
+Depth = tuple[float | None, tuple[float, float] | None, float]
+
+
+def _print(found: "Sequence[Valley]", law: "BestRatio | None", names: Sequence[str], level: float, source: str) -> None:
+    rows = []
+    for valley in found:
+        cells = [", ".join(_cell(name, valley.group[name]) for name in names), str(valley.n_rows)]
+        status = _STATUS.get(valley.status, valley.status)
+        if valley.depth is not None and not valley.is_visible:
+            status += "\nmay be flat"
+        cells += [
+            "–" if valley.depth is None else f"{valley.ratio:.3g}" + _below(valley.ratio_interval),
+            "–" if valley.curvature is None else f"{valley.curvature:.4f}" + _below(valley.depth_interval, ".4f"),
+            "–" if not valley.costs else f"{valley.costs[2.0]:.4f}" + _below(valley.cost_intervals.get(2.0), ".4f"),
+            "–" if valley.band is None else "{:.3g}–{:.3g}".format(*valley.band),
+            status,
+        ]
+        rows.append(cells)
+    heads = [", ".join(names), "runs", "r*", "depth v", "r*/2 or 2r* costs", "within noise", "status"]
+    print_table(f"{source} · second lines: {level:.0%} intervals", heads, rows)
+    if law is not None:
+        fitted = _fit(law)
+        print_parameters(fitted, fitted.interval(level), f"{level:.0%} interval", f"law: {fitted.form.equation}")
+
+
+def _fit(law: "BestRatio") -> "Fit":
+    from isoflop.laws import Fit
+
+    assert isinstance(law.law, Fit)
+    return law.law
+
+
+def _sentences(
+    found: "Sequence[Valley]",
+    law: "BestRatio | None",
+    pooled: Depth,
+    level: float,
+    convention: str | None,
+    refusal: str | None,
+) -> list[str]:
+    """What the valleys say, and what they do not."""
+    import numpy as np
+
+    depth, interval, spread = pooled
+    said = []
+    if depth is not None:
+        between = "interval unknown: no run beyond three a group" if interval is None else _range(interval, ".4f")
+        twice = float(np.log(2)) ** 2
+        if interval is not None and interval[0] > 0:
+            ends = _range((interval[0] * twice, interval[1] * twice), ".4f")
+            said.append(
+                f"depth of all groups together: v = {depth:.4f} nats per squared ln r ({between}), so that half or "
+                f"twice the best ratio costs {depth * twice:.4f} nats ({ends})."
+            )
+        elif interval is None:
+            said.append(f"depth of all groups together: v = {depth:.4f} nats per squared ln r ({between}).")
+        else:
+            said.append(
+                f"no visible valley: the depth of all groups together is {depth:.4f} nats per squared ln r "
+                f"({between}), which may be 0; over the ratios that were run the loss does not visibly depend on r, and "
+                "no r* here is to be taken for an optimum."
+            )
+        if spread > 1.5:
+            said.append(
+                f"the groups' depths lie {spread:.1f} times farther apart than their noise explains; the interval is "
+                "wider by that."
+            )
+    flat = [valley for valley in found if valley.depth is not None and not valley.is_visible]
+    if flat and interval is not None and interval[0] > 0:
+        said.append(f"of {len(found)} groups, {len(flat)} may be flat by themselves: any ratio may be their best.")
+    edge = [valley for valley in found if valley.status == "edge"]
+    if edge:
+        said.append(
+            f"{len(edge)} of {len(found)} minima lie at or beyond an end of the ratios that were run: widen them."
+        )
+    counted = convention or next((valley.convention for valley in found if valley.convention), None)
+    said.append(
+        f"r and C are counted as {counted}."
+        if counted and convention is None
+        else f"r is counted as {counted}."
+        if counted
+        else "how r was counted is not known: the runs have no flops_convention; say it with --convention."
+    )
+    if law is None:
+        said.append(f"no law r*(C, S): {refusal}")
+    else:
+        fitted = _fit(law)
+        if fitted.status != "converged":
+            said.append(f"the law has status {fitted.status}: {fitted.message.rstrip('.')}.")
+        if not fitted.draws:
+            said.append("how sure the law is, is not known: in no draw do all groups have a valley.")
+        inside = sum(valley.inside for valley in found)
+        said.append(f"the law goes through {inside} of {len(found)} minima, those inside the ratios that were run.")
+    return said
+
+
+def _document(
+    found: "Sequence[Valley]",
+    law: "BestRatio | None",
+    pooled: Depth,
+    level: float,
+    said: Sequence[str],
+    notes: Sequence[str],
+) -> dict[str, Any]:
+    depth, interval, spread = pooled
+    fitted = None if law is None else _fit(law)
+    return {
+        "valleys": [valley.to_dict() for valley in found],
+        "level": level,
+        "depth": depth,
+        "depth_interval": interval,
+        "visible": interval is not None and interval[0] > 0,
+        "spread": spread,
+        "law": None
+        if fitted is None or law is None
+        else {
+            "equation": fitted.form.equation,
+            "parameters": fitted.parameters,
+            "intervals": fitted.interval(level),
+            "pinned": fitted.pinned,
+            "status": fitted.status,
+            "message": fitted.message,
+            "convention": law.convention,
+            "range": {name: list(ends) for name, ends in law.range.items()},
+        },
+        "sentences": list(said),
+        "notes": list(notes),
+    }
+
+
+def _cell(name: str, value: Any) -> str:
+    from isoflop.laws import exponent
+
+    if name in ("flops", "budget") and isinstance(value, (int, float)):
+        return exponent(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _range(interval: tuple[float, float], form: str) -> str:
+    return f"{interval[0]:{form}} to {interval[1]:{form}}"
+
+
+def _below(interval: tuple[float, float] | None, form: str = ".3g") -> str:
+    """An interval as the second line of a cell."""
+    return "" if interval is None else f"\n{interval[0]:{form}}–{interval[1]:{form}}"
