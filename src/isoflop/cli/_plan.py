@@ -87,6 +87,9 @@ def print_plan(plan: "Plan", within: float, how: Mapping[str, Any], names: str) 
             )
     if plan.against_dense is not None:
         lines.append(f"against dense: {plan.against_dense.message}")
+    if plan.allocation is not None:
+        first, *rest = plan.allocation.sentences
+        lines += [f"experts and attention: {first}", *(f"  {sentence}" for sentence in rest)]
     lines += [f"note: {sentence}" for sentence in plan.notes]
     if "steps" in how:
         lines.append(

@@ -1,9 +1,7 @@
 """`isoflop plan`: from a budget and a law to the architecture to train."""
 
-import json as json_module
-from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -13,7 +11,7 @@ from isoflop.errors import InputError
 
 if TYPE_CHECKING:
     from isoflop.laws import Fit, Law
-    from isoflop.planner import Machine, SpeedTable, Template
+    from isoflop.planner import Machine, SpeedTable
 
 _OPTIONS: Final = {
     "device_hours": "--gpu-hours",
@@ -28,7 +26,7 @@ _OPTIONS: Final = {
         *("flops", "hours", "hardware", "devices", "utilisation", "measured_flops", "price", "carbon_intensity", "pue"),
         *("speed", "convention", "vocab_size", "context", "tokens_available", "repeat", "max_epochs"),
         *("max_params_total", "max_params_active", "memory_per_device", "micro_batch", "expert_parallel"),
-        *("inference_tokens", "max_decode_ms", "multiple", "head_dim", "within"),
+        *("inference_tokens", "max_decode_ms", "multiple", "head_dim", "within", "ratio", "allocation"),
     )
 }
 """Arguments of the library, with which its sentences begin → options of the command line."""
@@ -122,6 +120,24 @@ def plan(
         int | None, typer.Option(help="Widths of models and experts are multiples of this; default: 64 on a GPU.")
     ] = None,
     head_dim: Annotated[int | None, typer.Option(help="Size of a head, such as 64 or 128.")] = None,
+    ratio: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBER|best",
+            help="Build models whose experts take this many times the FLOPs of attention, at equal FLOPs per token, or "
+            "the best ratio by --allocation (by the law itself, if it reads the ratio). Losses are then those of the "
+            "template's shapes and what the allocation law says of the two ratios: a law of N would count the "
+            "parameters that the ratio buys twice. Default: the template's shapes.",
+        ),
+    ] = None,
+    allocation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="Law of the best ratio, whose convention --ratio is counted in: published, or what `isoflop valleys "
+            "--out` wrote; default: li-2026.",
+        ),
+    ] = None,
     within: Annotated[float, typer.Option(help="Nats above the best that count as near-optimal.")] = 0.002,
     plots: Annotated[
         Path | None, typer.Option(metavar="DIRECTORY", help="Write figures of the plan there (PNG and SVG).")
@@ -134,6 +150,7 @@ def plan(
     """Rank the architectures that a training budget could buy by their predicted loss."""
     from isoflop import planner
     from isoflop.cli._plan import print_answer, print_plan, training
+    from isoflop.cli._plan_laws import best_ratio_of, labelled, law_file, read_laws, study_templates
     from isoflop.cli.train import parse_number
     from isoflop.planner import Template
     from isoflop.spec import load_spec, save_spec
@@ -168,8 +185,8 @@ def plan(
         templates = [Template.like(load_spec(path), path.stem) for path in template or []]
         spacing = planner.SPACING
         for each in law:
-            file = _law_file(each)
-            found = _read_laws(each, file)
+            file = law_file(each)
+            found = read_laws(each, file)
             read.append((file, found))
             if (
                 not template
@@ -177,9 +194,9 @@ def plan(
                 and file.name == "fits.json"
                 and (file.parent / "study.yaml").exists()
             ):
-                known, spacing = _study_templates(file.parent, dict(found))
+                known, spacing = study_templates(file.parent, dict(found))
                 templates += known
-        laws = _labelled(read)
+        laws = labelled(read)
         only = next(iter(laws.values()))
         if len(laws) == 1 and only.form.target != "loss":
             if flops is None:
@@ -194,6 +211,7 @@ def plan(
                 **{"--memory-per-device": memory_per_device, "--expert-parallel": expert_parallel},
                 **{"--inference-tokens": inference_tokens, "--max-decode-ms": max_decode_ms},
                 **{"--multiple": multiple, "--head-dim": head_dim, "--plots": plots, "--spec-out": spec_out},
+                **{"--ratio": ratio, "--allocation": allocation},
                 **{"--repeat": repeat or None, "--activation-checkpointing": activation_checkpointing or None},
             }
             idle = [option for option, value in given.items() if value not in (None, [])]
@@ -228,6 +246,8 @@ def plan(
             spacing=spacing,
             multiple=multiple,
             head_dim=head_dim,
+            ratio="best" if ratio == "best" else number("ratio", ratio),
+            allocation=None if allocation is None else best_ratio_of(allocation),
             tokens_available=number("tokens_available", tokens_available),
             repeat=repeat,
             max_epochs=max_epochs,
@@ -304,100 +324,3 @@ def _speed(name: str | None, hardware: str | None) -> "SpeedTable | None":
     if name is None:
         name = "cpu" if hardware == "cpu" else "none"
     return None if name == "none" else load_speed(name)
-
-
-def _law_file(name: str) -> Path:
-    """Where the fits of a law argument are: the file itself, or a study's fits.json.
-
-    Raises:
-        InputError: if it is a directory without one.
-    """
-    path = Path(name)
-    if not path.is_dir():
-        return path
-    if not (path / "fits.json").exists():
-        if not (path / "study.yaml").exists():
-            raise InputError(f"law is {name}, a directory without fits.json; give a study's directory or a .json file.")
-        finish = f"isoflop study run {path / 'study.yaml'} --out {name}"
-        raise InputError(f"law is {name}, a study without fits.json; finish it with `{finish}`, which fits its laws.")
-    return path / "fits.json"
-
-
-def _labelled(read: "Sequence[tuple[Path, Sequence[tuple[str, Law | Fit]]]]") -> "dict[str, Law | Fit]":
-    """The laws of all files by label; where files share a label, each has its directory's name or path before it.
-
-    Raises:
-        InputError: if one file has a label twice.
-    """
-    for file, found in read:
-        labels = [label for label, _ in found]
-        twice = next((label for label in labels if labels.count(label) > 1), None)
-        if twice is not None:
-            raise InputError(f"law file {file} holds {twice} more than once; give each of its fits a name of its own.")
-    every = [label for _, found in read for label, _ in found]
-    parents = [file.parent.name for file, _ in read]
-    distinct = len(set(parents)) == len(parents)
-    laws: dict[str, Law | Fit] = {}
-    for file, found in read:
-        before = file.parent.name if distinct else str(file)
-        laws |= {label if every.count(label) == 1 else f"{before}/{label}": each for label, each in found}
-    return laws
-
-
-def _read_laws(name: str, file: Path) -> "list[tuple[str, Law | Fit]]":
-    """The published law of this name, or the fits in this JSON file, with their labels.
-
-    Raises:
-        InputError: if there is no such law or file, or the file holds no fit.
-    """
-    from isoflop.laws import PUBLISHED, published
-
-    if name in PUBLISHED:
-        return [(name, published(name))]
-    if file.suffix != ".json":
-        raise InputError(f"law is {name!r}; give a .json file with fits, a study, or one of {', '.join(PUBLISHED)}.")
-    try:
-        document = json_module.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"law file {file} cannot be read: {error.strerror}.") from None
-    except ValueError:
-        raise InputError(f"law file {file} is not JSON.") from None
-    try:
-        found: list[tuple[str, Law | Fit]] = list(_fits(document, file.stem))
-    except (AttributeError, TypeError, ValueError) as error:
-        reason = error if isinstance(error, InputError) else "its fields hold values of the wrong kind."
-        raise InputError(f"law file {file}: {reason}") from None
-    if not found:
-        raise InputError(f"law file {file} holds no fit; it must be what `isoflop fit --out` or a study wrote.")
-    return found
-
-
-def _fits(document: Any, label: str) -> "Iterator[tuple[str, Fit]]":
-    """Every fit in a JSON document, under each architecture that it names, else its name or the field that holds it."""
-    from isoflop.laws import Fit
-
-    if isinstance(document, list):
-        for value in document:
-            yield from _fits(value, label)
-    elif isinstance(document, dict) and {"law", "parameters", "runs"} <= document.keys():
-        fit = Fit.from_dict(document)
-        for name in document.get("architectures") or [document.get("name", label)]:
-            yield name, fit
-    elif isinstance(document, dict):
-        for name, value in document.items():
-            yield from _fits(value, name)
-
-
-def _study_templates(directory: Path, known: Container[str]) -> "tuple[list[Template], float]":
-    """The causal architectures of a study that have a law, and the spacing of its sizes.
-
-    Raises:
-        InputError: if the study's files do not say them.
-    """
-    from isoflop.laws import read_runs
-    from isoflop.study import load_study
-
-    study = load_study(directory / "study.yaml")
-    vocab_size = int(read_runs(directory / "runs.csv").numeric("vocab_size")[0])
-    causal = [a for a in study.expanded if a.is_causal]
-    return [study.model_template(a, vocab_size) for a in causal if a.name in known], study.size_spacing

@@ -153,8 +153,8 @@ def _sentences(
         else:
             said.append(
                 f"no visible valley: the depth of all groups together is {depth:.4f} nats per squared ln r "
-                f"({between}), which may be 0; over the ratios that were run the loss does not visibly depend on r, and "
-                "no r* here is to be taken for an optimum."
+                f"({between}), which may be 0; over the ratios that were run the loss does not visibly depend on r, "
+                "and no r* here is to be taken for an optimum."
             )
         if spread > 1.5:
             said.append(

@@ -132,7 +132,7 @@ class BestRatio:
             low, high = self.range[name]
             times = reach.get(name, 1.0)
             if not low / times * (1 - 1e-3) <= value <= high * times * (1 + 1e-3):
-                write = exponent if name == "flops" else "{:.4g}".format
+                write = {"flops": exponent, "context": "{:.0f}".format}.get(name, "{:.4g}".format)
                 span = write(low) if low == high else f"{write(low)} to {write(high)}"
                 found.append(f"{name} {write(value)} ({span})")
         return found
@@ -225,13 +225,13 @@ def best_ratio_of(
         InputError: if fewer valleys than parameters lie inside the ratios that were run, or they were counted in
             several ways.
     """
-    law, used = allocation_and_draws(valleys, draws=draws, pinned=pinned)
     named = dict.fromkeys(valley.convention for valley in valleys)
     if len(named) > 1:
         raise InputError(
             f"{source} counts FLOPs by {' and '.join(str(name or 'nothing that is said') for name in named)}; count "
             "all of them one way, or keep the rows of one."
         )
+    law, used = allocation_and_draws(valleys, draws=draws, pinned=pinned)
     depth, interval, drawn, spread = pooled_depth(valleys)
     contexts = [end for valley in valleys for end in valley.context_range or ()]
     spans = {

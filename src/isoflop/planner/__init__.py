@@ -16,6 +16,7 @@ from isoflop.planner.ladder import (
 )
 from isoflop.planner.next_run import NextRun, RunCandidate, next_run
 from isoflop.planner.plan import plan
+from isoflop.planner.ratio_report import PlanAllocation
 from isoflop.planner.result import Curve, Plan, PlanRow
 from isoflop.planner.sharding import memory_per_device
 from isoflop.planner.speed import SpeedTable, load_speed
@@ -34,6 +35,7 @@ __all__ = [
     "Machine",
     "NextRun",
     "Plan",
+    "PlanAllocation",
     "PlanRow",
     "Realised",
     "RunCandidate",

@@ -73,17 +73,27 @@ class Realised:
     @property
     def sentence(self) -> str:
         """What was moved, and which totals went along."""
+        own = "" if self.ratio_convention == self.convention else f" ({self.ratio_convention})"
+        return (
+            f"r = {self.expert_attention_ratio:.3f}{own} at {self.flops_per_token:,.0f} FLOPs per token "
+            f"({self.convention}): {self.changes}."
+        )
+
+    @property
+    def changes(self) -> str:
+        """Properties before and after, and which totals went along."""
         changes = [
             f"{name} {before} → {after}"
             for (name, before), (_, after) in zip(_shape(self.base), _shape(self.spec), strict=True)
             if before != after
         ]
         totals = [f"{name} ×{self.moved[name]:.3f}" for name in ("params_active", "params_total")]
-        own = "" if self.ratio_convention == self.convention else f" ({self.ratio_convention})"
-        return (
-            f"r = {self.expert_attention_ratio:.3f}{own} at {self.flops_per_token:,.0f} FLOPs per token "
-            f"({self.convention}): {', '.join(changes) or 'the base itself'}; {', '.join(totals)}."
-        )
+        return f"{', '.join(changes) or 'the base itself'}; {', '.join(totals)}"
+
+    def moved_by(self, convention: str) -> float:
+        """Training FLOPs per token of the model / those of the base as another convention counts them."""
+        own, base = (count(spec, convention=convention).training_flops_per_token for spec in (self.spec, self.base))
+        return own / base
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary for JSON, without the specs."""

@@ -3,15 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import numpy as np
 
 from isoflop.planner import continuous
 from isoflop.planner.ladder import ladder, nearest, sizes_around
-from isoflop.planner.losses import LossLaw, constants, counts_embedding, knows_uncertainty, law_columns, predict
+from isoflop.planner.losses import LossLaw, constants, counts_embedding, predict
 from isoflop.planner.problem import Columns, Problem
 from isoflop.planner.result import Curve, PlanRow
+from isoflop.planner.rows import allowed, losses, rows_of
 from isoflop.planner.sharding import memory_per_device
 from isoflop.planner.template import Template
 from isoflop.spec import Count, DecoderSpec, count
@@ -61,19 +62,6 @@ _COARSER: Final = 3.0
 _READ: Final = 2
 """Bytes of a number that decoding reads."""
 
-_WHOLE = (
-    "params_total",
-    "params_active",
-    "params_embedding",
-    "tokens",
-    "n_layers",
-    "d_model",
-    "granularity",
-    "n_experts",
-    "top_k",
-)
-"""Columns that are whole numbers for a model that can be built."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class ContinuousFamily:
@@ -92,6 +80,13 @@ class ContinuousFamily:
         """Experts in a layer; 1: dense."""
         return self.granularity * self.expansion_rate
 
+    @property
+    def built(self) -> "LadderFamily":
+        """The integer models of the family."""
+        return LadderFamily(
+            name=self.name, law=self.law, convention=self.convention, template=self.template, spacing=_COARSE
+        )
+
     def certain(self) -> Self:
         """The family without the uncertainty of its law, which takes time to spell out."""
         return replace(self, law=constants(self.law))
@@ -109,13 +104,13 @@ class ContinuousFamily:
             return [], None
 
         def loss(sizes: np.ndarray) -> np.ndarray:
-            return _losses(self, self._columns(sizes, problem), problem)
+            return losses(self, self._columns(sizes, problem), problem)
 
         size = continuous.minimise(loss, smallest, largest)
         if not np.isfinite(loss(np.array([size]))).all():
             return [], None
         columns = self._columns(np.array([size]), problem)
-        rows = _rows(self, columns, predict(self.law, columns), problem, [None])
+        rows = rows_of(self, columns, predict(self.law, columns), problem, [None])
         sizes = np.geomspace(max(smallest, size / _CURVE), size * _CURVE, 201)
         return rows, Curve(architecture=self.name, params_active=sizes, loss=loss(sizes))
 
@@ -124,9 +119,7 @@ class ContinuousFamily:
 
         Where a limit binds, most of the nearest are beyond it, and smaller ones are looked at as well.
         """
-        family = LadderFamily(
-            name=self.name, law=self.law, convention=self.convention, template=self.template, spacing=_COARSE
-        )
+        family = self.built
         found: dict[DecoderSpec, PlanRow] = {}
         tried: set[DecoderSpec] = set()
         share = 1.0
@@ -146,7 +139,7 @@ class ContinuousFamily:
     def sized_within(self, sizes: np.ndarray, problem: Problem) -> tuple[Columns, np.ndarray]:
         """The columns of models of these sizes on the budget, and which of them limits and budget allow."""
         columns = self._columns(sizes, problem)
-        return columns, _allowed(self, columns, problem)
+        return columns, allowed(self, columns, problem)
 
     def limited(self, columns: Columns) -> Columns:
         """The columns as limits mean them: parameters with the router and without embedding and head."""
@@ -218,11 +211,11 @@ class LadderFamily:
     def solve(self, problem: Problem) -> tuple[list[PlanRow], Curve | None]:
         """The rungs near the best, and loss against size; no row if the constraints or the budget leave none."""
         specs, columns = self._rungs_of(problem)
-        loss = _losses(self, columns, problem)
+        loss = losses(self, columns, problem)
         if not np.isfinite(loss).any():
             return [], None
         kept = loss <= loss.min() * _KEPT
-        rows = _rows(
+        rows = rows_of(
             self,
             {name: values[kept] for name, values in columns.items()},
             loss[kept],
@@ -243,15 +236,15 @@ class LadderFamily:
     def rows(self, specs: Sequence[DecoderSpec], problem: Problem) -> list[PlanRow]:
         """These models of the template as rows; those that limits and budget allow."""
         columns = self._columns(specs, problem)
-        kept = np.isfinite(_losses(self, columns, problem))
+        kept = np.isfinite(losses(self, columns, problem))
         columns = {name: values[kept] for name, values in columns.items()}
         models = [spec for spec, keep in zip(specs, kept, strict=True) if keep]
-        return _rows(self, columns, predict(self.law, columns), problem, models)
+        return rows_of(self, columns, predict(self.law, columns), problem, models)
 
     def bounds(self, problem: Problem) -> tuple[float, float] | None:
         """Sizes of the smallest and the largest rung that limits and budget allow; None where there are not two."""
         _, columns = self._rungs_of(problem)
-        sizes = columns["params_active"][_allowed(self, columns, problem)]
+        sizes = columns["params_active"][allowed(self, columns, problem)]
         return None if len(sizes) < 2 else (float(sizes.min()), float(sizes.max()))
 
     def sized_within(self, sizes: np.ndarray, problem: Problem) -> tuple[Columns, np.ndarray]:
@@ -353,55 +346,3 @@ def _memory_curve(template: Template, settings: tuple[tuple[str, int], ...]) -> 
     counts = [_counted(spec, "6ND") for spec in specs]
     sizes = np.array([each.params_active - each.params_router for each in counts], dtype=float)
     return sizes, np.array([memory_per_device(spec, **dict(settings)) for spec in specs])
-
-
-def _allowed(family: Family, columns: Columns, problem: Problem) -> np.ndarray:
-    """Which candidates the limits admit and the budget buys one sequence."""
-    admitted = problem.constraints.admits(family.limited(columns))
-    return np.asarray(admitted & (columns["tokens"] >= family.template.context))
-
-
-def _losses(family: Family, columns: Columns, problem: Problem) -> np.ndarray:
-    """Predicted loss; inf where the limits forbid a candidate or the budget does not buy it one sequence."""
-    allowed = _allowed(family, columns, problem)
-    loss = np.full(len(allowed), np.inf)
-    if allowed.any():
-        loss[allowed] = predict(family.law, {name: values[allowed] for name, values in columns.items()})
-    return loss
-
-
-def _rows(
-    family: Family, columns: Columns, loss: np.ndarray, problem: Problem, models: Sequence[DecoderSpec | None]
-) -> list[PlanRow]:
-    intervals: list[tuple[float, float] | None] = [None] * len(loss)
-    if len(loss) and knows_uncertainty(family.law):
-        low, high = family.law.predict_interval(law_columns(family.law, columns), level=problem.level)
-        intervals = [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
-    read = law_columns(family.law, columns)
-    reads = constants(family.law).form.columns
-    router = family.template.experts.router.kind if family.template.experts else "none"
-    rows = []
-    for index, model in enumerate(models):
-        value: dict[str, Any] = {name: float(values[index]) for name, values in columns.items()}
-        value.pop("params_router", None)
-        for name in _WHOLE if model else ("granularity", "n_experts", "top_k"):
-            value[name] = round(value[name])
-        expense = None
-        if problem.machine is not None:
-            expense = problem.machine.expense(value["flops"] * value["slowdown"])
-        rows.append(
-            PlanRow(
-                **{"params_embedding": None, "memory_bytes": None, "decode_ms": None, **value},
-                architecture=family.name,
-                flops_convention=family.convention,
-                router=router,
-                loss=float(loss[index]),
-                loss_interval=intervals[index],
-                expense=expense,
-                template=family.template,
-                model=model,
-                read={name: float(read[name][index]) for name in reads},
-                with_embedding=model is None and counts_embedding(family.law),
-            )
-        )
-    return rows

@@ -8,7 +8,7 @@ from typing import Final, Unpack
 import numpy as np
 
 from isoflop.errors import InputError
-from isoflop.laws import exponent
+from isoflop.laws import BestRatio, exponent
 from isoflop.planner._sentences import (
     CONTEXT,
     VOCAB_SIZE,
@@ -38,6 +38,8 @@ from isoflop.planner.ladder import SPACING
 from isoflop.planner.losses import LossLaw, draws, is_known, knows_uncertainty
 from isoflop.planner.optimum import with_size_intervals
 from isoflop.planner.problem import MOST_FLOPS, Problem, checked_flops
+from isoflop.planner.ratio import Allocator, Ratio, checked_ratio, reads_ratio
+from isoflop.planner.ratio_report import report_on
 from isoflop.planner.result import Curve, Plan, PlanRow
 from isoflop.planner.speed import SpeedTable
 from isoflop.planner.template import Template
@@ -72,6 +74,8 @@ def plan(
     spacing: float = SPACING,
     multiple: int | None = None,
     head_dim: int | None = None,
+    ratio: Ratio | None = None,
+    allocation: str | BestRatio | None = None,
     **limits: Unpack[Limits],
 ) -> Plan:
     """Rank what a training budget could be spent on by the loss that the law predicts.
@@ -105,6 +109,13 @@ def plan(
         multiple: d_model, d_ff and d_expert of integer models are multiples of this. Default: what the templates say;
             64 without templates on a machine whose hardware is a GPU.
         head_dim: size of their heads; default: what the templates say.
+        ratio: r, expert (or feed-forward) FLOPs / attention FLOPs, of every integer model at its FLOPs per token and
+            tokens (see planner.realise), counted as `allocation` counts it; best: r* at its budget and sparsity, or
+            where the law of the loss reads the ratio, the one of the lowest loss. The loss is then that of the
+            template's shape plus what the valley says of the two ratios, unless the law reads the ratio. Curves, costs
+            of limits and the comparison with dense stay those of the templates' shapes. Default: these.
+        allocation: published law of the best ratio, or one of `isoflop valleys`; default: li-2026, which is of experts
+            alone and says neither interval nor cost.
         **limits: fields of isoflop.planner.Constraints, such as tokens_available, max_params_total or inference_tokens.
 
     A template that no law describes is left out, and `warnings` of the plan says so; `notes` says what was assumed.
@@ -121,6 +132,7 @@ def plan(
     timed = speed is not None and (hours is not None or device_hours is not None)
     problem = Problem(flops=flops, constraints=constraints, machine=machine, speed=speed, timed=timed, level=level)
     laws = named_laws(law)
+    ratio, best_ratio = checked_ratio(ratio, allocation, list(laws.values()))
     convention = agreed_convention(laws, convention)
     notes = [] if machine is None else machine.notes()
     on_gpu = machine is not None and machine.hardware is not None and machine.hardware.peak_flops is not None
@@ -155,16 +167,25 @@ def plan(
     if constraints.cap_models:
         rows = _with_better_models(rows, models)
     rows = with_size_intervals(families, rows, problem)
+    costs = _costs(families, problem, rows[0].loss)
+    allocator = Allocator(
+        asked=ratio,
+        best=best_ratio,
+        problem=problem,
+        convention=convention,
+        families={family.name: family for family in families},
+    )
+    rows, models, moved = _allocated(rows, models, allocator)
     other = None
     if speed is not None:
         compared, _ = _solve(families, replace(problem, timed=not timed))
-        other = compared[0] if compared else None
+        other = allocator.moved(compared[:1])[0][0] if compared else None
         notes.append(speed.note)
-    costs = _costs(families, problem, rows[0].loss)
     ties = _ties(families, rows, problem)
     if ties is not None:
         notes.append(told_apart(rows, ties, level))
     notes += unsure_ranking(families, rows)
+    built = Plan.built_of(rows, models)
     return Plan(
         flops=flops,
         convention=convention,
@@ -175,6 +196,7 @@ def plan(
             *warnings_of(families, rows, models, problem, costs),
             *of_machine(rows[0], machine, constraints),
             *off_convention(rows[0], models, convention),
+            *moved,
             *mixtures,
             *apart(laws),
             *left_out,
@@ -187,6 +209,7 @@ def plan(
         timed=timed,
         other_best=other,
         against_dense=_against_dense(families, rows, problem),
+        allocation=None if built is None else report_on(built, allocator),
         problem=problem,
         families=tuple(families),
     )
@@ -263,6 +286,29 @@ def _models(families: Sequence[Family], rows: Sequence[PlanRow], problem: Proble
     return tuple(sorted(found, key=lambda row: row.loss))
 
 
+def _allocated(
+    rows: Sequence[PlanRow], models: Sequence[PlanRow], allocator: Allocator
+) -> tuple[list[PlanRow], tuple[PlanRow, ...], list[str]]:
+    """Rows and models at the ratio that was asked for, and sentences about those that cannot be there.
+
+    Raises:
+        InputError: if none can, or nothing says the best ratio of any.
+    """
+    if allocator.asked is None:
+        return list(rows), tuple(models), []
+    built = [row for row in (*rows, *models) if row.model is not None]
+    if not built:
+        raise InputError(f"ratio is {allocator.asked}, but no model that can be built fits the limits; relax one.")
+    if allocator.asked == "best" and not any(map(allocator.applies, built)):
+        raise InputError(
+            f"ratio is best, but every model is dense, of which {allocator.best.name} says nothing; give a number, or "
+            "leave ratio out."
+        )
+    there, said = allocator.moved(rows)
+    moved, also = allocator.moved(models)
+    return there, tuple(moved), list(dict.fromkeys([*said, *also]))
+
+
 def _with_better_models(rows: Sequence[PlanRow], models: Sequence[PlanRow]) -> list[PlanRow]:
     """The rows, and the integer models that are better than the continuous shape of their kind, best first.
 
@@ -291,7 +337,7 @@ def _ties(families: Sequence[Family], rows: Sequence[PlanRow], problem: Problem)
         law = laws[row.architecture]
         if not knows_uncertainty(law) or not is_known(law):
             return None
-        drawn.append(draws(law, row.read))
+        drawn.append(draws(law, row.read) + (0.0 if reads_ratio(law) else row.ratio_nats))
     if len(drawn) < 2:
         return None
     count = min(map(len, drawn))

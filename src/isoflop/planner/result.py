@@ -1,6 +1,6 @@
 """What a plan answers: ranked rows, the set that is nearly as good, what each constraint costs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -15,10 +15,12 @@ from isoflop.planner.versus import DenseComparison
 from isoflop.spec import DecoderSpec, spec_to_dict
 
 if TYPE_CHECKING:
+    from isoflop.planner.allocation import Realised
     from isoflop.planner.families import Family
     from isoflop.planner.problem import Problem
+    from isoflop.planner.ratio_report import PlanAllocation
 
-_INTERNAL = ("template", "model", "with_embedding", "read", "spec", "expense")
+_INTERNAL = ("template", "model", "with_embedding", "read", "spec", "expense", "realised")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,11 @@ class PlanRow:
     """Likewise of the tokens of the best size."""
     with_embedding: bool = field(repr=False, default=False)
     """Whether parameters of a continuous shape hold embedding and head."""
+    ratio_nats: float = 0.0
+    """Nats of the loss that come from moving the model to another expert–attention ratio; 0 where it was not, or what
+    that costs is not known."""
+    realised: "Realised | None" = field(repr=False, default=None)
+    """What was moved to reach the ratio; None where nothing was."""
 
     @property
     def epochs(self) -> float:
@@ -100,6 +107,7 @@ class PlanRow:
             **values,
             "epochs": self.epochs,
             "expense": None if self.expense is None else dict(vars(self.expense)),
+            "realised": None if self.realised is None else self.realised.to_dict(),
         }
 
 
@@ -151,6 +159,8 @@ class Plan:
     in FLOPs of a model without experts)."""
     against_dense: DenseComparison | None = None
     """Best MoE against the dense family, where both have a law."""
+    allocation: "PlanAllocation | None" = None
+    """How the model to build splits its FLOPs between experts and attention; None where nothing can be built."""
     problem: "Problem | None" = field(repr=False, default=None)
     """What was asked of every family."""
     families: "tuple[Family, ...]" = field(repr=False, default=())
@@ -179,10 +189,15 @@ class Plan:
 
     @property
     def _built(self) -> PlanRow | None:
-        if self.best.model is not None:
-            return self.best
-        of_its_kind = (row for row in self.models if row.architecture == self.best.architecture)
-        return next(of_its_kind, self.models[0] if self.models else None)
+        return self.built_of(self.table, self.models)
+
+    @staticmethod
+    def built_of(rows: Sequence[PlanRow], models: Sequence[PlanRow]) -> PlanRow | None:
+        """The best of these rows that can be built: the first, or of `models` one of its kind, or any; None if none."""
+        if rows[0].model is not None:
+            return rows[0]
+        of_its_kind = (row for row in models if row.architecture == rows[0].architecture)
+        return next(of_its_kind, models[0] if models else None)
 
     @property
     def best_for_flops(self) -> PlanRow | None:
@@ -238,5 +253,6 @@ class Plan:
             "timed": self.timed,
             "best_for_flops": None if flops_best is None else flops_best.to_dict(),
             "best_for_time": None if time_best is None else time_best.to_dict(),
+            "allocation": None if self.allocation is None else self.allocation.to_dict(),
             "against_dense": None if self.against_dense is None else self.against_dense.to_dict(),
         }

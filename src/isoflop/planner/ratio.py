@@ -1,0 +1,272 @@
+"""The expert–attention ratio of a plan's models: where the loss is least over it, and models that are moved to it.
+
+A law in N and D was fitted to models of one shape, and at equal FLOPs per token a larger ratio buys parameters that it
+would credit. So the loss of a moved model is that of the shape it was moved from, plus what the valley says of the two
+ratios, unless the law of the loss reads the ratio itself: then it is asked of the moved model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final, Literal
+
+import numpy as np
+
+from isoflop.errors import InputError
+from isoflop.laws import BestRatio, Fit, RatioOptimum, best_ratio
+from isoflop.planner.allocation import Realised, realise
+from isoflop.planner.continuous import CONVENTIONS as BLIND
+from isoflop.planner.families import ContinuousFamily, Family, LadderFamily
+from isoflop.planner.losses import LossLaw, constants, knows_uncertainty, law_columns, predict
+from isoflop.planner.problem import Problem
+from isoflop.planner.result import PlanRow
+from isoflop.planner.rows import allowed, rows_of
+from isoflop.spec import CONVENTIONS, DecoderSpec, count
+
+Ratio = float | Literal["best"]
+
+PUBLISHED: Final = "li-2026"
+"""Law of the best ratio where none is given."""
+
+_RATIO: Final = "expert_attention_ratio"
+_SAMPLES, _FINE = 7, 241
+"""Models between which the columns of other ratios are interpolated, and ratios that are then compared."""
+
+_UNKNOWN_SPAN: Final = (0.2, 5.0)
+"""Ratios among which the best is sought where a law comes without runs."""
+
+
+def reads_ratio(law: LossLaw) -> bool:
+    """Whether predictions depend on the expert–attention ratio (a pinned valley of depth 0 is none)."""
+    own = constants(law)
+    return _RATIO in own.form.columns and own.parameters.get("v", 1.0) != 0
+
+
+def checked_ratio(
+    ratio: Ratio | None, allocation: str | BestRatio | None, laws: Sequence[LossLaw]
+) -> tuple[Ratio | None, BestRatio]:
+    """What was asked, checked, and the law of the best ratio.
+
+    Raises:
+        InputError: if the ratio is no positive number, or a law of the best ratio is given beside laws of the loss that
+            read the ratio themselves.
+    """
+    if isinstance(ratio, str) and ratio != "best":
+        raise InputError(f"ratio is {ratio!r}; it must be a positive number or best.")
+    if isinstance(ratio, (int, float)) and not 0 < ratio < np.inf:
+        raise InputError(f"ratio is {ratio:g}; it must be positive and finite.")
+    if allocation is not None and all(map(reads_ratio, laws)):
+        name = constants(laws[0]).name
+        raise InputError(f"allocation is given, but law {name} reads the ratio itself; leave allocation out.")
+    if isinstance(allocation, BestRatio):
+        return ratio, allocation
+    return ratio, best_ratio(PUBLISHED if allocation is None else allocation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allocator:
+    """Moves the models of a plan to a ratio at their FLOPs per token, and knows what that costs."""
+
+    asked: Ratio | None
+    """The ratio, or best; None: models stay as they are."""
+    best: BestRatio
+    """Says r* where the law of the loss does not read the ratio."""
+    problem: Problem
+    convention: str
+    """Of the plan."""
+    families: dict[str, Family]
+    """By architecture."""
+    _optima: dict[str, RatioOptimum] = field(default_factory=dict, repr=False)
+    _found: dict[tuple[DecoderSpec, float], Realised | InputError] = field(default_factory=dict, repr=False)
+
+    @property
+    def flops_convention(self) -> str:
+        """Convention whose FLOPs per token are held: the plan's, or exact where that sees no attention scores."""
+        return "exact" if self.convention in BLIND else self.convention
+
+    def ratio_convention(self, row: PlanRow) -> str:
+        """How the ratio of this row's models is counted: as the law that reads it does."""
+        if self.reads(row):
+            return self.convention
+        counted = self.best.convention
+        return self.flops_convention if counted is None or counted not in CONVENTIONS else counted
+
+    def reads(self, row: PlanRow) -> bool:
+        """Whether the row's loss is from a law that reads the ratio."""
+        return reads_ratio(self.families[row.architecture].law)
+
+    def applies(self, row: PlanRow) -> bool:
+        """Whether something says the best ratio of such a model: a law of experts says nothing of dense ones."""
+        return self.reads(row) or row.n_experts > 1 or self.best.covers_dense()
+
+    def budget(self, row: PlanRow) -> float:
+        """Training FLOPs of a row's model as the law of the best ratio counts them."""
+        counted = self.best.flops_convention
+        if counted not in CONVENTIONS or row.model is None:
+            return row.flops
+        return count(row.model, convention=counted).training_flops_per_token * row.tokens
+
+    def optimum(self, row: PlanRow) -> RatioOptimum | None:
+        """The valley of a row's model; of its architecture's first model that was asked for, where the law of the loss
+        reads the ratio. None where nothing says it."""
+        if not self.applies(row):
+            return None
+        if not self.reads(row):
+            return self.best.at(self.budget(row), row.sparsity)
+        if row.architecture not in self._optima:
+            self._optima[row.architecture] = self._searched(row)
+        return self._optima[row.architecture]
+
+    def realised(self, row: PlanRow, ratio: float) -> Realised:
+        """The row's model at a ratio.
+
+        Raises:
+            InputError: if no integer model comes near.
+        """
+        assert row.model is not None
+        key = (row.model, ratio)
+        if key not in self._found:
+            try:
+                self._found[key] = realise(
+                    row.model,
+                    ratio=ratio,
+                    convention=self.flops_convention,
+                    ratio_convention=self.ratio_convention(row),
+                    multiple=row.template.multiple or 1,
+                )
+            except InputError as error:
+                self._found[key] = error
+        found = self._found[key]
+        if isinstance(found, InputError):
+            raise found
+        return found
+
+    def moved(self, rows: Sequence[PlanRow]) -> tuple[list[PlanRow], list[str]]:
+        """The rows with every model at the asked ratio, best first, and sentences about those that cannot be there.
+
+        Continuous shapes stay as they are, and with `best` so do models whose best ratio nothing says.
+
+        Raises:
+            InputError: if no model comes near the ratio within the limits.
+        """
+        if self.asked is None:
+            return list(rows), []
+        found: list[PlanRow] = []
+        far: list[InputError] = []
+        models = beyond = 0
+        for row in rows:
+            optimum = self.optimum(row) if row.model is not None else None
+            if row.model is None or (optimum is None and self.asked == "best"):
+                found.append(row)
+                continue
+            models += 1
+            if isinstance(self.asked, str):
+                assert optimum is not None
+                ratio = optimum.ratio
+            else:
+                ratio = self.asked
+            try:
+                realised = self.realised(row, ratio)
+            except InputError as error:
+                far.append(error)
+                continue
+            row_there = self._at(row, realised, optimum)
+            beyond += row_there is None
+            found += [] if row_there is None else [row_there]
+        if far and len(far) == models:
+            raise far[0]
+        if beyond and beyond + len(far) == models:
+            raise InputError(f"ratio is {self.asked}; every model there is beyond the limits; relax one of them.")
+        said = []
+        if far:
+            said.append(f"{len(far)} of {models} models have no integer model at the ratio and are left out: {far[0]}")
+        if beyond:
+            said.append(f"{beyond} of {models} models are beyond the limits at the ratio and are left out.")
+        return sorted(found, key=lambda row: (row.loss, row.granularity)), said
+
+    def _ladder(self, row: PlanRow) -> LadderFamily:
+        family = self.families[row.architecture]
+        return family.built if isinstance(family, ContinuousFamily) else family
+
+    def _at(self, row: PlanRow, realised: Realised, optimum: RatioOptimum | None) -> PlanRow | None:
+        """The row with another model on the same tokens; None where the limits forbid it."""
+        reads = self.reads(row)
+        family = self._ladder(row) if reads else self._ladder(row).certain()
+        columns = family.counted([realised.spec], self.problem)
+        columns = self.problem.trained(columns, np.array([float(row.tokens)]))
+        if not allowed(family, columns, self.problem)[0]:
+            return None
+        (there,) = rows_of(family, columns, predict(family.law, columns), self.problem, [realised.spec])
+        sizes = row.params_active_interval
+        factor = realised.moved["params_active"]
+        there = replace(
+            there,
+            realised=realised,
+            params_active_interval=None if sizes is None else (sizes[0] * factor, sizes[1] * factor),
+            tokens_interval=row.tokens_interval,
+        )
+        if reads:
+            return replace(there, ratio_nats=there.loss - row.loss)
+        before = count(realised.base, convention=realised.ratio_convention).expert_attention_ratio
+        change = None
+        if optimum is not None:
+            change = optimum.change(before, realised.expert_attention_ratio, self.problem.level)
+        nats, interval = change or (0.0, None)
+        ends = row.loss_interval
+        if ends is not None:
+            low, high = interval or (nats, nats)
+            below, above = np.hypot(row.loss - ends[0], nats - low), np.hypot(ends[1] - row.loss, high - nats)
+            ends = (float(row.loss + nats - below), float(row.loss + nats + above))
+        return replace(there, loss=row.loss + nats, loss_interval=ends, ratio_nats=nats, read=row.read)
+
+    def _searched(self, row: PlanRow) -> RatioOptimum:
+        """The valley of a law of the loss that reads the ratio: the loss of models of a row's FLOPs at every ratio.
+
+        Columns of ratios between those of a few integer models are quadratics in ln r, which evens out that integers
+        hit the FLOPs to 1% alone.
+        """
+        family = self._ladder(row)
+        law = family.law
+        assert row.model is not None
+        own = count(row.model, convention=self.convention).expert_attention_ratio
+        low, high = _UNKNOWN_SPAN
+        if isinstance(law, Fit):
+            ran = law.runs.numeric(_RATIO)
+            low, high = float(np.nanmin(ran)), float(np.nanmax(ran))
+        asked = [float(self.asked)] if isinstance(self.asked, (int, float)) else []
+        low, high = min([low, own, *asked]), max([high, own, *asked])
+        specs = [row.model]
+        for ratio in np.geomspace(low, high, _SAMPLES):
+            try:
+                specs.append(self.realised(row, float(ratio)).spec)
+            except InputError:
+                continue
+        columns = self.problem.trained(family.counted(specs, self.problem), np.full(len(specs), float(row.tokens)))
+        read = law_columns(law, columns)
+        log_ratio = np.log(read[_RATIO])
+        at = np.linspace(np.log(low), np.log(high), _FINE)
+        degree = min(2, len(np.unique(log_ratio)) - 1)
+        smooth = {name: _smooth(log_ratio, read[name], at, degree) for name in constants(law).form.columns}
+        smooth |= {_RATIO: np.exp(at)} | ({"flops": np.full(_FINE, row.flops)} if "flops" in smooth else {})
+        form = constants(law).form
+        loss = form.predict(smooth, constants(law).parameters)
+        drawn = np.zeros((0, _FINE))
+        if knows_uncertainty(law):
+            drawn = form.predict(smooth, {name: values[:, None] for name, values in law.draws.items()})
+        loss, drawn = loss - loss.min(), drawn - drawn.min(axis=1, keepdims=True)
+
+        def above(log_r: float) -> tuple[float, np.ndarray]:
+            place = float(np.clip(np.interp(log_r, at, np.arange(_FINE)), 0, _FINE - 1.000001))
+            left, share = int(place), place - int(place)
+            nats = (1 - share) * loss[left] + share * loss[left + 1]
+            return float(nats), np.asarray((1 - share) * drawn[:, left] + share * drawn[:, left + 1])
+
+        return RatioOptimum(
+            ratio=float(np.exp(at[int(np.argmin(loss))])), log_draws=at[np.argmin(drawn, axis=1)], above=above
+        )
+
+
+def _smooth(log_ratio: np.ndarray, values: np.ndarray, at: np.ndarray, degree: int) -> np.ndarray:
+    """A column at other ratios."""
+    if np.ptp(values) == 0 or not (values > 0).all():
+        return np.full(len(at), float(values[0]))
+    return np.asarray(np.exp(np.polyval(np.polyfit(log_ratio, np.log(values), degree), at)))
