@@ -326,15 +326,15 @@ def test_attention_works_alone():
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_recomputation_keeps_no_assignment_alive(recompute, monkeypatch):
-    original, kept = dispatch.assign, []
+    original, kept = dispatch.assign_choices, []
 
     def watched(*arguments, **settings):
-        assignment = original(*arguments, **settings)
-        for name in ("tokens_M", "rows_M", "starts_N", "slots_NX"):
+        assignment, choices_M = original(*arguments, **settings)
+        for name in ("tokens_M", "rows_M", "starts_N"):
             kept.append(weakref.ref(getattr(assignment, name).untyped_storage()))
-        return assignment
+        return assignment, choices_M
 
-    monkeypatch.setattr("isoflop.nn.router.assign", watched)
+    monkeypatch.setattr("isoflop.nn.router.assign_choices", watched)
     model = Decoder(make_spec("token_choice"))
     model.activation_checkpointing = recompute
     output = model(torch.arange(CONTEXT)[None] % VOCABULARY)

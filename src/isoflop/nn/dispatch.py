@@ -2,7 +2,7 @@
 
 An assignment is a set of (token, expert) pairs. Rows in expert order are grouped by expert; every pair is one row.
 Because each pair has its one place in both orders, the gradient of a gather is again a gather, or a sum over
-consecutive gathered rows (`embedding_bag`): no scatter, no index_add, hence no atomics and no random order of sums.
+consecutive gathered rows (`embedding_bag`): nothing is added by index, hence no atomics and no random order of sums.
 
 Shapes: N tokens, X experts, M assigned pairs, D d_model.
 """
@@ -10,6 +10,7 @@ Shapes: N tokens, X experts, M assigned pairs, D d_model.
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,8 +30,6 @@ class Assignment:
     """All rows, grouped by token in ascending order of tokens."""
     starts_N: Tensor
     """First place in `rows_M` of each token."""
-    slots_NX: Tensor
-    """Row of each (token, expert), or M where the expert does not take the token."""
 
     @property
     def counts_X(self) -> Tensor:
@@ -45,19 +44,49 @@ class Assignment:
 
 def assign(tokens_M: Tensor, experts_M: Tensor, *, n_tokens: int, n_experts: int) -> Assignment:
     """Build the assignment from pairs that are already grouped by expert (ascending)."""
-    device, n_pairs = tokens_M.device, tokens_M.shape[0]
-    order_type = torch.int16 if max(n_tokens, n_experts) < 2**15 else torch.int64
-    sorted_tokens_M, rows_M = tokens_M.to(order_type).sort(stable=True)
-    starts_N = torch.searchsorted(sorted_tokens_M, torch.arange(n_tokens, device=device, dtype=order_type))
-    ends_X = torch.searchsorted(
-        experts_M.to(order_type),
-        torch.arange(n_experts, device=device, dtype=order_type),
-        right=True,
-        out_int32=True,
-    )
-    slots_NX = torch.full((n_tokens, n_experts), n_pairs, device=device)
-    slots_NX.view(-1)[tokens_M * n_experts + experts_M] = torch.arange(n_pairs, device=device)
-    return Assignment(tokens_M, experts_M, ends_X, rows_M, starts_N, slots_NX)
+    sorted_tokens_M, rows_M = _sorted(tokens_M, n_tokens)
+    starts_N = torch.searchsorted(sorted_tokens_M, _numbers(n_tokens, sorted_tokens_M))
+    return Assignment(tokens_M, experts_M, _ends(experts_M, n_experts), rows_M, starts_N)
+
+
+def assign_choices(experts_Nk: Tensor, *, n_experts: int) -> tuple[Assignment, Tensor]:
+    """The assignment of tokens that each chose k experts, and which choice (token·k + its number) is in each row."""
+    n_tokens, top_k = experts_Nk.shape
+    experts_M, choices_M = _sorted(experts_Nk.reshape(-1), n_experts)
+    rows_M = torch.empty_like(choices_M)
+    rows_M[choices_M] = torch.arange(len(choices_M), device=choices_M.device)
+    starts_N = torch.arange(0, n_tokens * top_k, top_k, device=choices_M.device)
+    assignment = Assignment(choices_M // top_k, experts_M.long(), _ends(experts_M, n_experts), rows_M, starts_N)
+    return assignment, choices_M
+
+
+def highest(scores_NX: Tensor, top_k: int) -> Tensor:
+    """The k experts of highest score for each token, [N, k], in no particular order."""
+    n_experts = scores_NX.shape[1]
+    if top_k == 1:
+        return scores_NX.max(1, keepdim=True).indices
+    if scores_NX.device.type != "cpu" or scores_NX.dtype not in (torch.float32, torch.float64):
+        return scores_NX.topk(top_k, sorted=False).indices
+    # torch's topk sorts a part of every row: three times the work
+    return torch.from_numpy(np.argpartition(scores_NX.numpy(), n_experts - top_k, axis=1)[:, n_experts - top_k :])
+
+
+def _sorted(numbers_M: Tensor, below: int) -> tuple[Tensor, Tensor]:
+    """Numbers in ascending order, equal ones as they stood, and where each stood."""
+    narrow_M = numbers_M.to(torch.int16 if below < 2**15 else torch.int64)
+    if narrow_M.device.type != "cpu":
+        return narrow_M.sort(stable=True)
+    order_M = torch.from_numpy(np.argsort(narrow_M.numpy(), kind="stable"))  # a radix sort; torch's takes 10 times
+    return narrow_M.index_select(0, order_M), order_M
+
+
+def _numbers(below: int, like: Tensor) -> Tensor:
+    return torch.arange(below, device=like.device, dtype=like.dtype)
+
+
+def _ends(experts_M: Tensor, n_experts: int) -> Tensor:
+    narrow_M = experts_M.to(torch.int16 if n_experts < 2**15 else torch.int64)
+    return torch.searchsorted(narrow_M, _numbers(n_experts, narrow_M), right=True, out_int32=True)
 
 
 def to_experts(x_ND: Tensor, assignment: Assignment) -> Tensor:
@@ -72,10 +101,16 @@ def to_tokens(y_MD: Tensor, assignment: Assignment) -> Tensor:
     return sums
 
 
-def pick(scores_NX: Tensor, assignment: Assignment) -> Tensor:
-    """Read the score of every assigned pair, [M]."""
-    picked: Tensor = _Pick.apply(scores_NX, assignment)
+def pick(scores_NX: Tensor, tokens_M: Tensor, experts_M: Tensor) -> Tensor:
+    """Read the score of every pair, [M]; no pair may be there twice."""
+    picked: Tensor = _Pick.apply(scores_NX, tokens_M * scores_NX.shape[1] + experts_M)
     return picked
+
+
+def reorder(values_M: Tensor, order_M: Tensor, inverse_M: Tensor) -> Tensor:
+    """values[order]; `inverse` is the inverse permutation of `order`."""
+    moved: Tensor = _Reorder.apply(values_M, order_M, inverse_M)
+    return moved
 
 
 # What a backward pass needs is saved with save_for_backward alone: on `ctx` itself it would outlive the forward pass
@@ -86,7 +121,8 @@ def _gather(x_ND: Tensor, tokens_M: Tensor) -> Tensor:
     return x_ND.index_select(0, tokens_M)
 
 
-def _sum(y_MD: Tensor, rows_M: Tensor, starts_N: Tensor) -> Tensor:
+def sum_rows(y_MD: Tensor, rows_M: Tensor, starts_N: Tensor) -> Tensor:
+    """Σ of each token's rows, [N, D], outside autograd; zero for a token without any."""
     if rows_M.numel() == 0:
         return y_MD.new_zeros(starts_N.shape[0], y_MD.shape[1])
     return F.embedding_bag(rows_M, y_MD, starts_N, mode="sum")
@@ -100,14 +136,14 @@ class _ToExperts(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return _sum(gradients[0].contiguous(), *ctx.saved_tensors), None
+        return sum_rows(gradients[0].contiguous(), *ctx.saved_tensors), None
 
 
 class _ToTokens(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y_MD: Tensor, assignment: Assignment) -> Tensor:
         ctx.save_for_backward(assignment.tokens_M)
-        return _sum(y_MD, assignment.rows_M, assignment.starts_N)
+        return sum_rows(y_MD, assignment.rows_M, assignment.starts_N)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
@@ -116,13 +152,25 @@ class _ToTokens(torch.autograd.Function):
 
 class _Pick(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, scores_NX: Tensor, assignment: Assignment) -> Tensor:
-        ctx.save_for_backward(assignment.slots_NX)
-        n_experts = scores_NX.shape[1]
-        return scores_NX.reshape(-1).index_select(0, assignment.tokens_M * n_experts + assignment.experts_M)
+    def forward(ctx: Any, scores_NX: Tensor, places_M: Tensor) -> Tensor:
+        ctx.save_for_backward(places_M)
+        ctx.shape = scores_NX.shape
+        return scores_NX.reshape(-1).index_select(0, places_M)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (slots_NX,) = ctx.saved_tensors
-        padded = torch.cat((gradients[0], gradients[0].new_zeros(1)))
-        return padded.index_select(0, slots_NX.view(-1)).view(slots_NX.shape), None
+        (places_M,) = ctx.saved_tensors
+        # Places differ, so that this only moves: nothing is added, and its order is of no matter.
+        return gradients[0].new_zeros(ctx.shape.numel()).scatter_(0, places_M, gradients[0]).view(ctx.shape), None
+
+
+class _Reorder(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values_M: Tensor, order_M: Tensor, inverse_M: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse_M)
+        return values_M.index_select(0, order_M)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (inverse_M,) = ctx.saved_tensors
+        return gradients[0].index_select(0, inverse_M), None, None

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from isoflop.errors import InputError
 from isoflop.nn._init import compute_dtype, gain, truncated_normal
-from isoflop.nn.dispatch import to_experts, to_tokens
+from isoflop.nn.dispatch import Assignment, to_experts, to_tokens
+from isoflop.nn.experts import experts_in_blocks
 from isoflop.nn.feed_forward import FeedForward, activate
 from isoflop.nn.grouped import grouped_matmul
 from isoflop.nn.router import Router
@@ -98,23 +99,33 @@ class MoE(nn.Module):
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, ExpertStatistics]:
         """Return the layer's output and its statistics."""
         routing = self.router(x_BTD)
-        assignment, dtype = routing.assignment, compute_dtype(x_BTD)
-        gates_M1 = routing.gates_M[:, None].to(dtype)
-        gate_last = self.experts.gates_after_norm
-        x_MD = to_experts(x_BTD.reshape(-1, x_BTD.shape[-1]).to(dtype), assignment)
-        hidden = activate(grouped_matmul(x_MD, self.w_up.to(dtype), assignment.ends_X), self.activation)
-        if not gate_last:
-            # On the hidden rows, which are narrower than the outputs; w_down is linear, so it is the same.
-            hidden = hidden * gates_M1
-        y_MD = grouped_matmul(hidden, self.w_down.to(dtype), assignment.ends_X)
-        if gate_last:
-            y_MD = self._norm(y_MD) * gates_M1
-        y_BTD = to_tokens(y_MD, assignment).view(x_BTD.shape)
+        dtype, gate_last = compute_dtype(x_BTD), self.experts.gates_after_norm
+        x_ND = x_BTD.reshape(-1, x_BTD.shape[-1]).to(dtype)
+        gates_M, w_up, w_down = routing.gates_M.to(dtype), self.w_up.to(dtype), self.w_down.to(dtype)
+        if x_ND.device.type == "cpu" and not gate_last:
+            y_ND = experts_in_blocks(x_ND, w_up, w_down, gates_M, routing.assignment, self.activation)
+        else:
+            y_ND = self._in_expert_order(x_ND, w_up, w_down, gates_M, routing.assignment)
+        y_BTD = y_ND.view(x_BTD.shape)
         if self.shared is not None:
             y_BTD = y_BTD + self.shared(x_BTD)
         if not gate_last:
             y_BTD = self._norm(y_BTD)
         return y_BTD, routing.statistics
+
+    def _in_expert_order(
+        self, x_ND: Tensor, w_up: Tensor, w_down: Tensor, gates_M: Tensor, assignment: Assignment
+    ) -> Tensor:
+        """As `experts_in_blocks`, each step for all rows at once and on any device; norms before gates if asked for."""
+        x_MD = to_experts(x_ND, assignment)
+        hidden = activate(grouped_matmul(x_MD, w_up, assignment.ends_X), self.activation)
+        if not self.experts.gates_after_norm:
+            # On the hidden rows, which are narrower than the outputs; w_down is linear, so it is the same.
+            hidden = hidden * gates_M[:, None]
+        y_MD = grouped_matmul(hidden, w_down, assignment.ends_X)
+        if self.experts.gates_after_norm:
+            y_MD = self._norm(y_MD) * gates_M[:, None]
+        return to_tokens(y_MD, assignment)
 
     def _norm(self, y: Tensor) -> Tensor:
         if not self.experts.output_norm:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from isoflop.errors import InputError
 from isoflop.nn._init import truncated_normal
-from isoflop.nn.dispatch import Assignment, assign, pick
+from isoflop.nn.dispatch import Assignment, assign, assign_choices, highest, pick, reorder
 from isoflop.nn.statistics import ExpertStatistics, expert_statistics
 from isoflop.spec import ExpertsSpec
 
@@ -120,7 +120,8 @@ class Router(nn.Module):
                 counts_X = torch.cat((counts_X, counts_X.new_full((self.experts.noop_experts,), round(share))))
         auxiliary_loss = self._z_loss(logits_NX)
         statistics = expert_statistics(probabilities_NX, counts_X, dropped_share, auxiliary_loss)
-        return Routing(assignment, pick(self._computed(probabilities_NX), assignment), statistics)
+        gates_M = pick(self._computed(probabilities_NX), assignment.tokens_M, assignment.experts_M)
+        return Routing(assignment, gates_M, statistics)
 
     def _computed(self, scores_NX: Tensor) -> Tensor:
         """The columns of the experts that compute."""
@@ -131,15 +132,15 @@ class Router(nn.Module):
         n_tokens, n_experts = logits_NX.shape
         with torch.no_grad():
             ranked_NX = probabilities_NX + self.bias_X if router.balance == "bias" else logits_NX
-            chosen_Nk = ranked_NX.topk(top_k, sorted=False).indices
-            order_type = torch.int16 if n_experts < 2**15 else torch.int64
-            experts_M, order_M = chosen_Nk.view(-1).to(order_type).sort(stable=True)
-            assignment = assign(order_M // top_k, experts_M.long(), n_tokens=n_tokens, n_experts=n_experts)
-        gates_NX = probabilities_NX
-        if top_k > 1 and (router.renormalise or router.score_order == "topk_softmax"):
-            # A softmax over the chosen logits is the chosen probabilities divided by their sum, without underflow.
-            taken_NX = assignment.slots_NX < n_tokens * top_k
-            gates_NX = torch.where(taken_NX, logits_NX, -math.inf).softmax(-1)
+            chosen_Nk = highest(ranked_NX, top_k)
+            assignment, choices_M = assign_choices(chosen_Nk, n_experts=n_experts)
+        # A softmax over the chosen logits is the chosen probabilities divided by their sum, without underflow.
+        renormalised = top_k > 1 and (router.renormalise or router.score_order == "topk_softmax")
+        tokens_M = torch.arange(n_tokens * top_k, device=logits_NX.device) // top_k
+        gates_M = pick(logits_NX if renormalised else probabilities_NX, tokens_M, chosen_Nk.reshape(-1))
+        if renormalised:
+            gates_M = gates_M.view(n_tokens, top_k).softmax(-1).view(-1)
+        gates_M = reorder(gates_M, choices_M, assignment.rows_M)
         computed, dropped_share = assignment, logits_NX.new_zeros(())
         if self.experts.noop_experts:
             # pairs are grouped by expert and no-ops come last; off the CPU this waits for their number
@@ -158,7 +159,7 @@ class Router(nn.Module):
             balance = n_experts * (load_X * probabilities_NX.mean(0)).sum()
             auxiliary_loss = auxiliary_loss + router.balance_weight * balance
         statistics = expert_statistics(probabilities_NX, assignment.counts_X, dropped_share, auxiliary_loss)
-        return Routing(computed, pick(self._computed(gates_NX), computed), statistics)
+        return Routing(computed, gates_M[: computed.tokens_M.shape[0]], statistics)
 
     def _best_of_position(self, probabilities_NX: Tensor, batch: int, length: int) -> tuple[Tensor, Tensor]:
         n_choices = self.experts.n_choices

@@ -1,0 +1,169 @@
+"""All experts of a layer in one pass over blocks of rows: gather, multiply, activate, multiply.
+
+What one block of experts needs fits in the caches, so that of all the rows in expert order only the outputs and what
+the backward pass needs are ever written to memory; the tokens' rows are gathered again rather than kept.
+
+Shapes: N tokens, X experts, M assigned (token, expert) pairs, D d_model, F expert width, H columns of `w_up` (2F for
+swiglu, else F), R rows of a block.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from isoflop.nn._threads import spread
+from isoflop.nn.dispatch import Assignment, sum_rows
+from isoflop.nn.feed_forward import ALIGNED
+from isoflop.nn.grouped import RowGroups, sizes_of
+from isoflop.spec.feed_forward import Activation
+
+_BLOCK: Final = 2**20
+"""Elements of the rows of one block, in all their widths: about what the second-level caches of two cores hold."""
+
+
+def experts_in_blocks(
+    x_ND: Tensor, w_up_XDH: Tensor, w_down_XFD: Tensor, gates_M: Tensor, assignment: Assignment, activation: Activation
+) -> Tensor:
+    """Σ over a token's experts of gate · act(x · w_up) · w_down, [N, D]; zero for a token without any.
+
+    For the CPU: it reads the counts of rows. Gates multiply the hidden rows, which are narrower than the outputs.
+    """
+    keep = torch.is_grad_enabled() and any(t.requires_grad for t in (x_ND, w_up_XDH, w_down_XFD, gates_M))
+    y_ND: Tensor = _Experts.apply(x_ND, w_up_XDH, w_down_XFD, gates_M, assignment, activation, keep)
+    return y_ND
+
+
+class _Block(NamedTuple):
+    experts: slice
+    rows: slice
+    groups: RowGroups
+
+
+def _blocks(sizes: list[int], width: int) -> list[_Block]:
+    """Consecutive experts whose rows, `width` elements each, make a block; the largest block first.
+
+    One block of all where threads could not share out such blocks evenly: then each product is divided among them.
+    """
+    found: list[_Block] = []
+    first, start, rows = 0, 0, 0
+    most = max(1, _BLOCK // width)
+    for expert, size in enumerate(sizes):
+        if rows and rows + size > most:
+            found.append(_Block(slice(first, expert), slice(start, start + rows), RowGroups(sizes[first:expert])))
+            first, start, rows = expert, start + rows, 0
+        rows += size
+    found.append(_Block(slice(first, len(sizes)), slice(start, start + rows), RowGroups(sizes[first:])))
+    found.sort(key=lambda block: -block.groups.n_rows)
+    return found
+
+
+def _gate(hidden_RH: Tensor, spare_RF: Tensor) -> Tensor:
+    """The gate's columns, copied where strided rows would be slow to take a silu of."""
+    gate_RF = hidden_RH[:, : spare_RF.shape[1]]
+    return spare_RF.copy_(gate_RF) if spare_RF.shape[1] % ALIGNED else gate_RF
+
+
+class _Experts(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_ND: Tensor,
+        w_up_XDH: Tensor,
+        w_down_XFD: Tensor,
+        gates_M: Tensor,
+        assignment: Assignment,
+        activation: Activation,
+        keep: bool,
+    ) -> Tensor:
+        n_rows, (_, d_model, up), d_expert = gates_M.shape[0], w_up_XDH.shape, w_down_XFD.shape[1]
+        blocks = _blocks(sizes_of(assignment.ends_X), 2 * d_model + up + d_expert)
+        most = max(block.groups.n_rows for block in blocks)
+        hidden_MH = x_ND.new_empty(n_rows if keep else 0, up)
+        y_MD = x_ND.new_empty(n_rows, d_model)
+
+        def work(pieces: Iterator[_Block]) -> None:
+            x_buffer, h_buffer = x_ND.new_empty(most, d_model), x_ND.new_empty(most, d_expert)
+            hidden_buffer = None if keep else x_ND.new_empty(most, up)
+            for experts, rows, groups in pieces:
+                count = groups.n_rows
+                x_RD, h_RF = x_buffer[:count], h_buffer[:count]
+                hidden_RH = hidden_MH[rows] if hidden_buffer is None else hidden_buffer[:count]
+                torch.index_select(x_ND, 0, assignment.tokens_M[rows], out=x_RD)
+                groups.times(x_RD, w_up_XDH[experts], out=hidden_RH)
+                if activation == "swiglu":
+                    torch.ops.aten.silu.out(_gate(hidden_RH, h_RF), out=h_RF)
+                    h_RF.mul_(hidden_RH[:, d_expert:])
+                elif activation == "gelu":
+                    torch.ops.aten.gelu.out(hidden_RH, out=h_RF)
+                else:
+                    torch.clamp_min(hidden_RH, 0, out=h_RF)
+                h_RF.mul_(gates_M[rows, None])
+                groups.times(h_RF, w_down_XFD[experts], out=y_MD[rows])
+
+        spread(blocks, work)
+        if keep:
+            ctx.save_for_backward(
+                x_ND,
+                w_up_XDH,
+                w_down_XFD,
+                gates_M,
+                hidden_MH,
+                assignment.tokens_M,
+                assignment.rows_M,
+                assignment.starts_N,
+            )
+            ctx.blocks, ctx.activation = blocks, activation
+        return sum_rows(y_MD, assignment.rows_M, assignment.starts_N)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[misc]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x_ND, w_up_XDH, w_down_XFD, gates_M, hidden_MH, tokens_M, rows_M, starts_N = ctx.saved_tensors
+        activation, (g_ND,) = ctx.activation, gradients
+        (n_rows, up), (_, d_expert, d_model) = hidden_MH.shape, w_down_XFD.shape
+        most = max(block.groups.n_rows for block in ctx.blocks)
+        dx_MD = x_ND.new_empty(n_rows, d_model)
+        dw_up_XDH, dw_down_XFD = torch.empty_like(w_up_XDH), torch.empty_like(w_down_XFD)
+        d_gates_M = torch.empty_like(gates_M)
+
+        def work(pieces: Iterator[_Block]) -> None:
+            wide = [x_ND.new_empty(most, d_model) for _ in range(2)]
+            narrow = [x_ND.new_empty(most, d_expert) for _ in range(5)]
+            d_hidden_buffer = x_ND.new_empty(most, up)
+            for experts, rows, groups in pieces:
+                count = groups.n_rows
+                g_RD, x_RD = (buffer[:count] for buffer in wide)
+                dh_RF, act_RF, h_RF, spare_RF, gate_buffer_RF = (buffer[:count] for buffer in narrow)
+                hidden_RH, d_hidden_RH, gates_R1 = hidden_MH[rows], d_hidden_buffer[:count], gates_M[rows, None]
+                torch.index_select(g_ND, 0, tokens_M[rows], out=g_RD)
+                groups.times(g_RD, w_down_XFD[experts].mT, out=dh_RF)
+                if activation == "swiglu":
+                    gate_RF = _gate(hidden_RH, gate_buffer_RF)
+                    torch.ops.aten.silu.out(gate_RF, out=act_RF)
+                    torch.mul(act_RF, hidden_RH[:, d_expert:], out=h_RF)
+                elif activation == "gelu":
+                    torch.ops.aten.gelu.out(hidden_RH, out=h_RF)
+                else:
+                    torch.clamp_min(hidden_RH, 0, out=h_RF)
+                torch.mul(dh_RF, h_RF, out=spare_RF)
+                torch.sum(spare_RF, 1, out=d_gates_M[rows])
+                dh_RF.mul_(gates_R1)
+                groups.outer(h_RF.mul_(gates_R1), g_RD, out=dw_down_XFD[experts])
+                if activation == "swiglu":
+                    torch.mul(dh_RF, act_RF, out=d_hidden_RH[:, d_expert:])
+                    dh_RF.mul_(hidden_RH[:, d_expert:])
+                    torch.ops.aten.silu_backward.grad_input(dh_RF, gate_RF, grad_input=spare_RF)
+                    d_hidden_RH[:, :d_expert].copy_(spare_RF)
+                elif activation == "gelu":
+                    torch.ops.aten.gelu_backward.grad_input(dh_RF, hidden_RH, grad_input=d_hidden_RH)
+                else:
+                    torch.ops.aten.threshold_backward.grad_input(dh_RF, hidden_RH, 0, grad_input=d_hidden_RH)
+                torch.index_select(x_ND, 0, tokens_M[rows], out=x_RD)
+                groups.outer(x_RD, d_hidden_RH, out=dw_up_XDH[experts])
+                groups.times(d_hidden_RH, w_up_XDH[experts].mT, out=dx_MD[rows])
+
+        spread(ctx.blocks, work)
+        return sum_rows(dx_MD, rows_M, starts_N), dw_up_XDH, dw_down_XFD, d_gates_M, None, None, None
