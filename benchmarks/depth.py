@@ -1,7 +1,7 @@
 """Depth routing against its vanilla twin of the same shape: training step, peak memory, time per sampled token.
 
-    python benchmarks/depth.py                           # a quarter of an hour; nothing else should run
-    python benchmarks/depth.py --part sample --threads 1
+    python -m benchmarks.depth                           # a quarter of an hour; nothing else should run
+    python -m benchmarks.depth --part sample --threads 1
 
 d_model 512, 8 blocks, context 1024, bytes; every other block is routed with capacity 1/8. Both models live in one
 process and take turns; the median of the rounds' ratios is kept, with its quartiles. The bars (issue "Mixture-of-
@@ -17,22 +17,19 @@ m sequences of an eighth of the length, measured in the same process. Peak memor
 process for each model, less what that process had after its imports.
 """
 
-import argparse
 import os
-import platform
-import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import torch
+from benchmarks import harness
+from benchmarks.harness import Row, Spread
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from isoflop import __version__
 from isoflop.nn import Decoder, KVCache, calibrate_thresholds
 from isoflop.spec import AttentionSpec, DecoderSpec, DepthRoutingSpec, FeedForwardSpec, count, memory
 
@@ -47,19 +44,18 @@ DENSE = DecoderSpec(
 ROUTED = replace(DENSE, depth_routing=DepthRoutingSpec(capacity=0.125, every=2))
 SPECS = {"dense": DENSE, "routed": ROUTED}
 STEP_BAR, SAMPLE_BAR = 1.12, 0.8
+PARTS = ("train", "memory", "sample")
 
 
-def quartiles(values: list[float]) -> tuple[float, float, float]:
-    """Lower quartile, median, upper quartile."""
-    ordered = sorted(values)
-    n = len(ordered)
-    return ordered[n // 4], ordered[n // 2], ordered[(3 * n) // 4]
+def median(values: list[float]) -> float:
+    """Of the repeats."""
+    return Spread.of(values).median
 
 
 def show(values: list[float], scale: float = 1.0, digits: int = 3) -> str:
     """Median (quartiles)."""
-    low, middle, high = (scale * value for value in quartiles(values))
-    return f"{middle:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
+    found = Spread.of([scale * value for value in values])
+    return f"{found.median:.{digits}f} ({found.low:.{digits}f}–{found.high:.{digits}f})"
 
 
 def text(batch: int, length: int, seed: int) -> Tensor:
@@ -84,73 +80,58 @@ def stepper(spec: DecoderSpec, batch: int) -> Callable[[], None]:
     return step
 
 
-def seconds(call: Callable[[], None]) -> float:
-    """Of one call."""
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def train(batch: int, repeats: int) -> None:
+def train(batch: int, repeats: int) -> list[Row]:
     """Training step: time ratio over FLOP ratio."""
-    steps = {name: stepper(spec, batch) for name, spec in SPECS.items()}
-    for step in steps.values():
-        step()
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(repeats):
-        for name, step in steps.items():
-            times[name].append(seconds(step))
+    sides = {name: harness.timed(stepper(spec, batch)) for name, spec in SPECS.items()}
+    times = harness.in_turn(sides, repeats)
     ratios = [own / other for own, other in zip(times["routed"], times["dense"], strict=True)]
     print(f"training step, {batch} sequences of {DENSE.context} tokens, median of {repeats} (quartiles)")
     for name, values in times.items():
-        rate = count(SPECS[name]).training_flops_per_token * batch * DENSE.context / quartiles(values)[1]
+        rate = count(SPECS[name]).training_flops_per_token * batch * DENSE.context / median(values)
         print(f"  {name:<8}{show(values)} s, {rate / 1e9:.0f} GFLOP/s (exact)")
     print(f"  time ratio {show(ratios)}")
+    notes = []
     for convention in ("exact", "exact-full"):
         own, other = (count(SPECS[name], convention=convention) for name in ("routed", "dense"))
         flops = own.training_flops_per_token / other.training_flops_per_token
         bar = f"; at most {STEP_BAR}" if convention == "exact" else ""
-        print(f"  FLOP ratio, {convention}: {flops:.4f}; time / FLOPs {show([r / flops for r in ratios])}{bar}")
-
-
-def peak_rss() -> int:
-    """Most memory that this process ever held, in bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss of a child begins with its parent's
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        notes.append(f"FLOP ratio, {convention}: {flops:.4f}; time / FLOPs {show([r / flops for r in ratios])}{bar}")
+        print(f"  {notes[-1]}")
+    case = f"MoD d_model {DENSE.d_model}, {DENSE.n_layers} blocks, capacity 1/8: training step"
+    name = "our dense"
+    return [Row.of_costs(case, times["routed"], times["dense"], unit="s", peer_name=name, note=notes[0])]
 
 
 def step_memory(name: str, batch: int) -> None:
     """Print what three steps add to the peak of this process, in bytes."""
-    warm = torch.ones(256, 256, requires_grad=True)
-    (warm @ warm).sum().backward()
-    before = peak_rss()
+    before = harness.warm_rss()
     step = stepper(SPECS[name], batch)
     for _ in range(3):
         step()
-    print(peak_rss() - before)
+    print(harness.peak_rss() - before)
 
 
-def peak_memory(batch: int, threads: int) -> None:
+def peak_memory(batch: int, threads: int) -> list[Row]:
     """Peak memory of a step beside the estimate."""
     print(f"peak memory of a training step, {batch} sequences of {DENSE.context} tokens, each model in its own process")
     found, estimates = {}, {}
     for name, spec in SPECS.items():
-        command = [sys.executable, __file__, "--step-memory", name, "--batch", str(batch), "--threads", str(threads)]
-        found[name] = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        command = [sys.executable, "-m", "benchmarks.depth", "--step-memory", name]
+        command += ["--batch", str(batch), "--threads", str(threads)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=harness.ROOT)
+        found[name] = int(done.stdout)
         estimates[name] = memory(spec, batch_tokens=batch * spec.context)
         total = estimates[name].total
         print(
             f"  {name:<8}{found[name] / 2**20:,.0f} MiB; isoflop.spec.memory {total / 2**20:,.0f} MiB, of which "
             f"activations {estimates[name].activations / 2**20:,.0f}; measured / estimate {found[name] / total:.2f}"
         )
-    print(
-        f"  ratio {found['routed'] / found['dense']:.3f}; "
-        f"estimated {estimates['routed'].total / estimates['dense'].total:.3f}"
-    )
+    estimated = estimates["routed"].total / estimates["dense"].total
+    print(f"  ratio {found['routed'] / found['dense']:.3f}; estimated {estimated:.3f}")
+    own, other = ([found[name] / 2**20] for name in ("routed", "dense"))
+    note = f"estimated 1/{1 / estimated:.2f}"
+    case = "MoD, peak memory of a training step"
+    return [Row.of_costs(case, own, other, unit="MiB", peer_name="our dense", note=note)]
 
 
 class Sampler:
@@ -182,7 +163,7 @@ def block_times(
         for m, sampler in samplers.items():
             total = sum(sampler.seconds(text(m, 1, seed=step)) for step in range(steps)) / steps
             times[m] += [total] if index else []
-    middle = {0: 0.0} | {m: quartiles(values)[1] / DENSE.n_layers for m, values in times.items()}
+    middle = {0: 0.0} | {m: median(values) / DENSE.n_layers for m, values in times.items()}
 
     def at(m: int) -> float:
         low = max(known for known in middle if known <= m)
@@ -195,8 +176,9 @@ def block_times(
 
 
 @torch.no_grad()
-def sample(batches: list[int], prompt: int, rounds: int, steps: int) -> None:
+def sample(batches: list[int], prompt: int, rounds: int, steps: int) -> list[Row]:
     """Decoding step: share of the ideal saving."""
+    rows = []
     dense, routed = Decoder(DENSE), Decoder(ROUTED)
     calibrate_thresholds(routed, [text(4, DENSE.context, seed=1 + index) for index in range(4)])
     routed.decisions = "sampled"
@@ -231,50 +213,74 @@ def sample(batches: list[int], prompt: int, rounds: int, steps: int) -> None:
         rows = [round(kept * batch) for kept in own.shares]
         routed_blocks = len(ROUTED.routed_layers) / ROUTED.n_layers
         limit = (
-            1
-            - routed_blocks
-            + ROUTED.n_layers * routed_blocks * sum(map(block, rows)) / len(rows) / quartiles(times[1])[1]
+            1 - routed_blocks + ROUTED.n_layers * routed_blocks * sum(map(block, rows)) / len(rows) / median(times[1])
         )
         reached = [(1 - ratio) / ideal for ratio in ratios]
         bar = f"; at least {SAMPLE_BAR}" if batch >= 8 else ""
         print(
             f"  batch {batch}: dense {show(times[1], 1e3, 2)} ms, routed {show(times[0], 1e3, 2)} ms a step, "
-            f"{batch / quartiles(times[1])[1]:.0f} and {batch / quartiles(times[0])[1]:.0f} tokens/s\n"
+            f"{batch / median(times[1]):.0f} and {batch / median(times[0]):.0f} tokens/s\n"
             f"    share computed {share:.4f}; FLOP ratio {1 - ideal:.4f}; time ratio {show(ratios)}; "
             f"of the ideal saving {show(reached)}{bar}, reachable {(1 - limit) / ideal:.3f}; "
             f"cache {own.cache.bytes / other.cache.bytes:.3f}",
             flush=True,
         )
+        note = f"of the ideal saving {show(reached)}{bar}, reachable {(1 - limit) / ideal:.3f}"
+        case = f"MoD, a decoded token after {prompt}, batch {batch}"
+        own_ms, other_ms = ([1e3 * value for value in each] for each in times)
+        rows.append(Row.of_costs(case, own_ms, other_ms, unit="ms", peer_name="our dense", note=note))
+    return rows
+
+
+def run(
+    quick: bool = False,
+    *,
+    repeats: int | None = None,
+    threads: int | None = None,
+    parts: tuple[str, ...] = PARTS,
+    batch: int | None = None,
+    prompt: int = 512,
+    steps: int | None = None,
+    sample_batches: list[int] | None = None,
+) -> list[Row]:
+    """Rows of the parts that were asked for; what was found is printed in full on the way."""
+    threads, turns = threads or os.cpu_count() or 1, harness.turns(quick, repeats)
+    torch.set_num_threads(threads)
+    batch, rows = batch or (1 if quick else 4), []
+    if "train" in parts:
+        rows += train(batch, turns)
+    if "memory" in parts:
+        rows += peak_memory(batch, threads)
+    if "sample" in parts:
+        batches = sample_batches or ([1] if quick else [1, 8, 32, 128])
+        rows += sample(batches, prompt, turns, steps or (4 if quick else 16))
+    return rows
 
 
 def main() -> None:
     """Print the parts that were asked for."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--part", choices=("train", "memory", "sample"), action="append", help="default: all")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--batch", type=int, default=4, help="sequences in a training step")
-    parser.add_argument("--repeats", type=int, default=9, help="training steps of each model; rounds of sampling")
+    parser = harness.parser(__doc__)
+    parser.add_argument("--part", choices=PARTS, action="append", help="default: all")
+    parser.add_argument("--batch", type=int, help="sequences in a training step; default 4, quick 1")
     parser.add_argument("--prompt", type=int, default=512)
-    parser.add_argument("--steps", type=int, default=16, help="decoding steps in a round")
-    parser.add_argument("--sample-batches", type=int, nargs="+", default=[1, 8, 32, 128])
-    parser.add_argument("--step-memory", choices=tuple(SPECS), help=argparse.SUPPRESS)
+    parser.add_argument("--steps", type=int, help="decoding steps in a round; default 16, quick 4")
+    parser.add_argument("--sample-batches", type=int, nargs="+", help="default 1 8 32 128, quick 1")
+    parser.add_argument("--step-memory", choices=tuple(SPECS), help="print the peak of one model, and nothing else")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
     if arguments.step_memory:
+        torch.set_num_threads(arguments.threads)
         step_memory(arguments.step_memory, arguments.batch)
         return
-    print(
-        f"{platform.machine()}, {os.cpu_count()} cores, {arguments.threads} threads, load {os.getloadavg()[0]:.1f}; "
-        f"Python {platform.python_version()}, torch {torch.__version__}, isoflop {__version__}; float32; "
-        f"python {' '.join([Path(sys.argv[0]).as_posix(), *sys.argv[1:]])}"
+    harness.carry_out(
+        "depth",
+        run,
+        arguments,
+        parts=tuple(arguments.part or PARTS),
+        batch=arguments.batch,
+        prompt=arguments.prompt,
+        steps=arguments.steps,
+        sample_batches=arguments.sample_batches,
     )
-    parts = arguments.part or ["train", "memory", "sample"]
-    if "train" in parts:
-        train(arguments.batch, arguments.repeats)
-    if "memory" in parts:
-        peak_memory(arguments.batch, arguments.threads)
-    if "sample" in parts:
-        sample(arguments.sample_batches, arguments.prompt, arguments.repeats, arguments.steps)
 
 
 if __name__ == "__main__":

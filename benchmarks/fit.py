@@ -1,33 +1,29 @@
 """Fitting, side by side: isoflop, the field's 4,500-start scipy grid, and the `chinchilla` package.
 
-    pip install chinchilla==0.2.0                       # optional: without it the package is left out
-    python benchmarks/fit.py --data svg_extracted_data.csv          # a quarter of an hour; nothing else should run
+    python -m benchmarks.fit --data svg_extracted_data.csv          # under ten minutes; nothing else should run
+    pip install chinchilla==0.2.0 && python -m benchmarks.fit --data svg_extracted_data.csv --package   # twice that
 
 `--data` is the CSV of the 245 points that Epoch AI read from Hoffmann et al. 2022, Fig. 4 (github.com/epoch-research/
-analyzing-chinchilla, data/svg_extracted_data.csv); the five highest losses are dropped. Everybody minimises the same
-objective, the sum over rows of Huber(ln L − ln L̂) with δ = 1e-3, over E, A, B, alpha, beta. Settings are interleaved
-in one process, the median of the repeats (one of each peer unless told otherwise) is reported with its range, and
-objectives are recomputed by one function.
+analyzing-chinchilla, data/svg_extracted_data.csv); the five highest losses are dropped. Without it 240 points are made
+up from the published law. Everybody minimises the same objective, the sum over rows of Huber(ln L − ln L̂) with
+δ = 1e-3, over E, A, B, alpha, beta; sides take turns in one process, and objectives are recomputed by one function.
+How the time of a fit grows with its rows is in benchmarks/scaling.py.
 
 scipy gets every advantage that costs no accuracy: an analytic gradient, vectorised numpy, an objective scaled to order
-one. With scipy's default tolerances on the raw objective it would stop almost at once (and be wrong); `honest` is what
-is timed.
+one (with its default tolerances on the raw objective it would stop almost at once, and be wrong).
 """
 
-import argparse
 import csv
 import itertools
-import json
 import logging
-import statistics
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmarks import harness
+from benchmarks.harness import Row
 from scipy.optimize import minimize
 
 from isoflop import laws
@@ -53,6 +49,14 @@ def points(path: Path) -> Columns:
     return {"params_total": params, "tokens": flops / (6 * params), "loss": loss[keep]}
 
 
+def made_up(n: int = 240, noise: float = 0.01) -> Columns:
+    """Runs of the published Chinchilla law, where the extracted points are not at hand."""
+    rng = np.random.default_rng(0)
+    columns = {"params_total": 10 ** rng.uniform(7.7, 10.2, n), "tokens": 10 ** rng.uniform(9.3, 11.8, n)}
+    loss = 1.82 + 482 * columns["params_total"] ** -0.348 + 2085 * columns["tokens"] ** -0.366
+    return {**columns, "loss": loss * np.exp(rng.normal(0, noise, n))}
+
+
 def huber_sum(parameters: dict[str, float], data: Columns) -> float:
     """The objective, one plain line for every competitor."""
     p = parameters
@@ -64,12 +68,12 @@ def huber_sum(parameters: dict[str, float], data: Columns) -> float:
 class Scipy:
     """L-BFGS-B over (ln E, ln A, ln B, alpha, beta) with logsumexp, as in the published notebooks."""
 
-    def __init__(self, data: Columns, *, honest: bool = True, weights: np.ndarray | None = None) -> None:
+    def __init__(self, data: Columns, *, weights: np.ndarray | None = None) -> None:
         self.n, self.d = np.log(data["params_total"]), np.log(data["tokens"])
         self.log_loss = np.log(data["loss"])
         self.weights = np.ones_like(self.n) if weights is None else weights
-        self.scale = 1 / (DELTA * len(self.n)) if honest else 1.0
-        self.options = {"ftol": 1e-13, "gtol": 1e-9, "maxiter": 5000, "maxfun": 10**6} if honest else {}
+        self.scale = 1 / (DELTA * len(self.n))
+        self.options = {"ftol": 1e-13, "gtol": 1e-9, "maxiter": 5000, "maxfun": 10**6}
 
     def objective(self, x: np.ndarray) -> tuple[float, np.ndarray]:
         """Scaled objective and gradient at (ln E, ln A, ln B, alpha, beta)."""
@@ -96,9 +100,11 @@ def named(x: np.ndarray) -> dict[str, float]:
     return {"E": np.exp(x[0]), "A": np.exp(x[1]), "B": np.exp(x[2]), "alpha": float(x[3]), "beta": float(x[4])}
 
 
-def by_grid(data: Columns, *, honest: bool = True) -> dict[str, float]:
-    problem = Scipy(data, honest=honest)
-    runs = [problem.run(np.array(start)) for start in itertools.product(*GRID.values())]
+def by_grid(data: Columns, thinned: int = 1) -> dict[str, float]:
+    problem = Scipy(data)
+    runs = [
+        problem.run(np.array(start)) for start in itertools.islice(itertools.product(*GRID.values()), 0, None, thinned)
+    ]
     return named(min(runs, key=lambda run: run[1])[0])
 
 
@@ -151,117 +157,79 @@ def fine_grained(n: int, seed: int, noise: float = 0.01) -> Columns:
     return {**columns, "loss": loss * np.exp(rng.normal(0, noise, n))}
 
 
-def timed(call: Callable[[], Any]) -> tuple[float, Any]:
-    started = time.perf_counter()
-    result = call()
-    return time.perf_counter() - started, result
+Kept = dict[str, Any]
 
 
-def interleaved(
-    calls: dict[str, Callable[[], Any]], repeats: dict[str, int]
-) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Each call as often as its repeats say, in turn."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    results = {}
-    for turn in range(max(repeats.values())):
-        for name, call in calls.items():
-            if turn < repeats[name]:
-                seconds, results[name] = timed(call)
-                times[name].append(seconds)
-    return times, results
+def in_turn(calls: dict[str, Callable[[], Any]], turns: int) -> tuple[dict[str, list[float]], Kept]:
+    """Seconds of every call in every turn, and what each returned last."""
+    results: Kept = {}
+
+    def side(name: str) -> harness.Side:
+        return harness.timed(lambda: results.update({name: calls[name]()}))
+
+    return harness.in_turn({name: side(name) for name in calls}, turns, warm_up=0), results
 
 
-def span(seconds: list[float]) -> str:
-    low, high = min(seconds), max(seconds)
-    return f"{statistics.median(seconds):.4g} s ({low:.4g}–{high:.4g}, {len(seconds)} runs)"
+def run(
+    quick: bool = False,
+    *,
+    repeats: int | None = None,
+    threads: int | None = None,
+    data: Path | None = None,
+    package: bool = False,
+) -> list[Row]:
+    """Rows of one fit, of a bootstrap, and of the fine-grained law; scipy fits on one thread, whatever `threads`."""
+    turns = repeats or (1 if quick else 7)
+    columns = made_up() if data is None else points(data)
+    thinned = 10 if quick else 1
+    by_isoflop(columns)  # warm
+    calls: dict[str, Callable[[], Any]] = {
+        "isoflop": lambda: by_isoflop(columns),
+        f"scipy, {4500 // thinned:,} starts": lambda: by_grid(columns, thinned),
+    }
+    if package:
+        calls["chinchilla 0.2.0"] = lambda: by_package(columns)
+    times, found = in_turn(calls, turns)
+    case = f"Chinchilla law, {len(columns['loss'])} points{'' if data else ' (made up)'}, Huber delta {DELTA:g}"
+    own_objective = huber_sum(found["isoflop"], columns)
+    rows = []
+    for name in list(calls)[1:]:
+        constants = ", ".join(f"{key} {value:.5g}" for key, value in found[name].items())
+        note = f"objective: ours {own_objective:.13f}, theirs {huber_sum(found[name], columns):.13f}, at {constants}"
+        rows.append(Row.of_costs(case, times["isoflop"], times[name], unit="s", peer_name=name, note=note))
+    draws = 200 if quick else 4000
+    best = found["isoflop"]
+    calls = {
+        "isoflop": lambda: laws.fit(columns, bootstrap=draws, huber_delta=DELTA).draws,
+        "scipy": lambda: bootstrap_scipy(columns, best, draws, seed=0),
+    }
+    times, resampled = in_turn(calls, turns)
+    errors = [
+        f"{name} " + ", ".join(f"{key} {np.std(values):.3g}" for key, values in each.items())
+        for name, each in resampled.items()
+    ]
+    rows.append(
+        Row.of_costs(
+            f"the same and {draws:,} resamples",
+            times["isoflop"],
+            times["scipy"],
+            unit="s",
+            peer_name="scipy",
+            note=f"standard errors: {'; '.join(errors)}",
+        )
+    )
+    runs = fine_grained(100, seed=1)
+    times, _ = in_turn({"isoflop": lambda: laws.fit(runs, "fine-grained", bootstrap=1000)}, turns)
+    rows.append(Row.of_costs("fine-grained law, 100 runs, 1,000 resamples", times["isoflop"], unit="s"))
+    return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.parser(__doc__)
     parser.add_argument("--data", type=Path, help="CSV of the Chinchilla points")
-    parser.add_argument("--repeats", type=int, default=7, help="of isoflop")
-    parser.add_argument("--peer-repeats", type=int, default=1, help="of the peers, which take minutes each")
-    parser.add_argument("--skip", nargs="*", default=[], choices=["grid", "package", "bootstrap", "fine", "growth"])
-    parser.add_argument("--rows", type=int, nargs="*", default=[100, 1000, 10_000, 100_000])
-    parser.add_argument("--plot", type=Path, help="write time against rows to this PNG")
-    parser.add_argument("--out", type=Path, help="write all figures to this JSON file")
-    args = parser.parse_args()
-    figures: dict[str, Any] = {}
-
-    if args.data is not None:
-        data = points(args.data)
-        calls: dict[str, Callable[[], Any]] = {"isoflop": lambda: by_isoflop(data)}
-        repeats = {"isoflop": args.repeats}
-        if "grid" not in args.skip:
-            calls["scipy grid, 4,500 starts"] = lambda: by_grid(data)
-            calls["the same, scipy's default tolerances"] = lambda: by_grid(data, honest=False)
-            repeats |= {name: args.peer_repeats for name in list(calls)[1:]}
-        if "package" not in args.skip:
-            try:
-                import chinchilla  # noqa: F401
-            except ModuleNotFoundError:
-                print("chinchilla is not installed: left out", file=sys.stderr)
-            else:
-                calls["chinchilla 0.2.0, 4,500 starts"] = lambda: by_package(data)
-                repeats["chinchilla 0.2.0, 4,500 starts"] = args.peer_repeats
-        times, found = interleaved(calls, repeats)
-        print(f"Chinchilla law, {len(data['loss'])} points, Huber delta {DELTA:g}, sum objective")
-        base = statistics.median(times["isoflop"])
-        for name in calls:
-            ratio = statistics.median(times[name]) / base
-            objective = huber_sum(found[name], data)
-            constants = " ".join(f"{key} {value:.5g}" for key, value in found[name].items())
-            print(f"  {name:38} {span(times[name]):42} {ratio:8.1f}×  objective {objective:.13f}  {constants}")
-            figures[name] = {"seconds": times[name], "objective": objective, "parameters": found[name]}
-        if "bootstrap" not in args.skip:
-            best = found["isoflop"]
-            calls = {
-                "isoflop, fit + 4,000 resamples": lambda: laws.fit(data, bootstrap=4000, huber_delta=DELTA).draws,
-                "scipy, 4,000 resamples": lambda: bootstrap_scipy(data, best, 4000, seed=0),
-            }
-            repeats = {name: args.peer_repeats if "scipy" in name else args.repeats for name in calls}
-            times, draws = interleaved(calls, repeats)
-            print("bootstrap standard errors")
-            for name in calls:
-                errors = {key: float(np.std(values)) for key, values in draws[name].items()}
-                listed = " ".join(f"{key} {value:.3g}" for key, value in errors.items())
-                print(f"  {name:38} {span(times[name]):42} {listed}")
-                figures[name] = {"seconds": times[name], "standard_errors": errors}
-
-    if "fine" not in args.skip:
-        rows = fine_grained(100, seed=1)
-        seconds = [timed(lambda: laws.fit(rows, "fine-grained", bootstrap=1000))[0] for _ in range(args.repeats)]
-        print(f"fine-grained law (7 parameters), 100 runs, fit + 1,000 resamples: {span(seconds)}")
-        figures["fine-grained, 100 runs, 1,000 resamples"] = {"seconds": seconds}
-
-    if "growth" not in args.skip:
-        print("fine-grained law, one fit, by rows")
-        growth = {}
-        for n in args.rows:
-            rows = fine_grained(n, seed=2)
-            growth[n] = [timed(lambda rows=rows: laws.fit(rows, "fine-grained"))[0] for _ in range(args.repeats)]
-            print(f"  {n:>8,} rows  {span(growth[n])}")
-        figures["growth"] = growth
-        if args.plot is not None:
-            plot(growth, args.plot)
-    if args.out is not None:
-        args.out.write_text(json.dumps(figures, indent=1))
-
-
-def plot(growth: dict[int, list[float]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    rows = np.array(list(growth))
-    middle = np.array([statistics.median(seconds) for seconds in growth.values()])
-    axes.loglog(rows, middle, "o-", label="isoflop, fine-grained law, 16 restarts")
-    axes.loglog(rows, middle[-1] * rows / rows[-1], "--", color="grey", label="in proportion to rows")
-    axes.set(xlabel="rows", ylabel="seconds for one fit")
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
+    parser.add_argument("--package", action="store_true", help="also the chinchilla package, which takes minutes a fit")
+    arguments = parser.parse_args()
+    harness.carry_out("fit", run, arguments, data=arguments.data, package=arguments.package)
 
 
 if __name__ == "__main__":
