@@ -8,25 +8,14 @@ other. At equal FLOPs a larger ratio also buys parameters, active and idle ones,
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final, Literal, get_args
+from typing import Any, get_args
 
 from isoflop.errors import InputError
+from isoflop.planner.ratio_search import Held, Move, Search, shape_of
 from isoflop.spec import Count, DecoderSpec, count
-
-Move = Literal["width", "heads", "kv_heads", "depth", "context"]
-Held = Literal["params_active", "params_total"]
-
-RATIO_TOLERANCE: Final = 0.02
-"""Largest deviation of the ratio, as a share of it."""
-
-FLOPS_TOLERANCE: Final = 0.01
-"""Largest deviation of FLOPs per token, and of the parameters that are held."""
-
-_REACH: Final = 8.0  # a moved property is tried from the base's divided by this to it times this
-_BESIDE: Final = 4  # integers on both sides of the best that are tried
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +73,7 @@ class Realised:
         """Properties before and after, and which totals went along."""
         changes = [
             f"{name} {before} → {after}"
-            for (name, before), (_, after) in zip(_shape(self.base), _shape(self.spec), strict=True)
+            for (name, before), (_, after) in zip(shape_of(self.base), shape_of(self.spec), strict=True)
             if before != after
         ]
         totals = [f"{name} ×{self.moved[name]:.3f}" for name in ("params_active", "params_total")]
@@ -110,7 +99,7 @@ class Realised:
             "params_total": self.counted.params_total,
             "sparsity": self.spec.experts.sparsity if self.spec.experts else 0.0,
             "moved": self.moved,
-            **dict(_shape(self.spec)),
+            **dict(shape_of(self.spec)),
         }
 
 
@@ -157,7 +146,7 @@ def realise(
     _check(base, ratio, flops_per_token, move, held, multiple)
     counted = count(base, convention=convention)
     target = counted.flops_per_token["total"] if flops_per_token is None else flops_per_token
-    search = _Search(base, ratio, target, held, convention, ratio_convention or convention, multiple)
+    search = Search(base, ratio, target, held, convention, ratio_convention or convention, multiple)
     best = min(search.found(move), key=search.rank, default=None)
     if best is None or search.miss(best) > 1:
         raise InputError(search.refusal(best, move))
@@ -202,196 +191,3 @@ def _check(
         raise InputError("hold is params_total, but a dense model has no idle parameters; hold params_active alone.")
     if multiple < 1:
         raise InputError(f"multiple is {multiple}; it must be a whole number from 1.")
-
-
-def _shape(spec: DecoderSpec) -> list[tuple[str, int]]:
-    attention, experts = spec.attention, spec.experts
-    return [
-        ("d_model", spec.d_model),
-        ("n_layers", spec.n_layers),
-        ("n_heads", attention.n_heads),
-        ("n_kv_heads", attention.kv_heads),
-        ("head_dim", attention.head_dim),
-        ("d_expert", spec.d_expert),
-        ("n_experts", experts.n_experts if experts else 1),
-        ("context", spec.context),
-    ]
-
-
-@dataclass(frozen=True)
-class _Search:
-    base: DecoderSpec
-    ratio: float
-    flops: float
-    hold: tuple[Held, ...]
-    convention: str
-    ratio_convention: str
-    multiple: int
-
-    @cached_property
-    def counted(self) -> Count:
-        return count(self.base, convention=self.convention)
-
-    def ratio_of(self, spec: DecoderSpec) -> float:
-        """The model's ratio."""
-        return count(spec, convention=self.ratio_convention).expert_attention_ratio
-
-    def miss(self, spec: DecoderSpec) -> float:
-        """How far the model is off, 1 being what is allowed."""
-        found = count(spec, convention=self.convention)
-        off = [
-            math.log(self.ratio_of(spec) / self.ratio) / RATIO_TOLERANCE,
-            math.log(found.flops_per_token["total"] / self.flops) / FLOPS_TOLERANCE,
-            *(math.log(getattr(found, name) / getattr(self.counted, name)) / FLOPS_TOLERANCE for name in self.hold),
-        ]
-        return max(map(abs, off))
-
-    def rank(self, spec: DecoderSpec) -> tuple[float, float]:
-        """What the best model has least of: being off, beyond what is allowed, then an unusual shape."""
-        miss = self.miss(spec)
-        own, base = spec.attention.width / spec.d_model, self.base.attention.width / self.base.d_model
-        odd = abs(math.log(own / base)) + 0.1 * abs(math.log(spec.d_model / self.base.d_model))
-        return max(miss, 1.0), odd + 0.02 * min(miss, 1.0)
-
-    def found(self, move: Move) -> Iterator[DecoderSpec]:
-        """Models to choose from."""
-        if self.hold:
-            yield from self._holding()
-            return
-        tied = move == "width" and self.base.attention.width == self.base.d_model
-        nearest = self._near(self._places(move), lambda place: self._at(move, place, tied))
-        yield from nearest
-        if min(map(self.miss, nearest), default=math.inf) <= 1:
-            return
-        if tied:
-            yield from self._apart()
-        elif move in ("heads", "kv_heads", "depth"):
-            for spec in nearest:
-                yield from self._adjusted(spec)
-
-    def _near(self, places: Sequence[int], at: Any) -> list[DecoderSpec]:
-        """The models around the place where the ratio is met, which falls with every place."""
-        low, high = 0, len(places) - 1
-        while high - low > 1:
-            middle = (low + high) // 2
-            spec = at(places[middle])
-            too_large = spec is not None and self.ratio_of(spec) > self.ratio
-            low, high = (middle, high) if too_large else (low, middle)
-        around = places[max(0, low - _BESIDE) : high + _BESIDE + 1]
-        return [spec for place in around for spec in [at(place)] if spec is not None]
-
-    def _places(self, move: Move) -> list[int]:
-        base, attention = self.base, self.base.attention
-        own = {
-            "width": base.d_model,
-            "heads": attention.n_heads,
-            "kv_heads": attention.kv_heads,
-            "depth": base.n_layers,
-            "context": base.context,
-        }[move]
-        step = self.multiple if move == "width" else 1
-        if move == "width" and attention.width == base.d_model:
-            step = math.lcm(2 * attention.n_heads, self.multiple)
-        if move == "kv_heads":
-            return [k for k in range(1, attention.n_heads + 1) if attention.n_heads % k == 0]
-        first, last = max(1, math.ceil(own / _REACH / step)), max(1, math.floor(own * _REACH / step))
-        return [step * i for i in range(first, last + 1)]
-
-    def _at(self, move: Move, place: int, tied: bool) -> DecoderSpec | None:
-        base, attention = self.base, self.base.attention
-        if move == "width":
-            head_dim = place // attention.n_heads if tied else attention.head_dim
-            return self._fed(replace(base, d_model=place, attention=replace(attention, head_dim=head_dim)))
-        if move == "heads":
-            each = attention.n_heads // attention.kv_heads
-            if place % each:
-                return None
-            return self._fed(replace(base, attention=replace(attention, n_heads=place, n_kv_heads=place // each)))
-        if move == "kv_heads":
-            return self._fed(replace(base, attention=replace(attention, n_kv_heads=place)))
-        if move == "context":
-            return self._fed(replace(base, context=place))
-        if base.experts is not None and place <= base.experts.skip_first:
-            return None
-        return self._fed(replace(base, n_layers=place))
-
-    def _fed(self, spec: DecoderSpec) -> DecoderSpec | None:
-        """The model with experts as wide as its FLOPs per token leave room for; None where they leave none."""
-        group = self.multiple * (spec.experts.granularity if spec.experts else 1)
-        one, two = (
-            count(_with_width(spec, group * n), convention=self.convention).flops_per_token["total"] for n in (1, 2)
-        )
-        units = 1 + (self.flops - one) / (two - one)
-        return None if units < 0.5 else _with_width(spec, group * max(1, round(units)))
-
-    def _apart(self) -> Iterator[DecoderSpec]:
-        """Heads whose sizes do not follow from d_model, for d_model near the best tied one."""
-        attention = self.base.attention
-        for d_model in self._widths():
-            sizes = [2 * i for i in range(1, 2 * d_model // attention.n_heads + 1)]
-            shaped = replace(self.base, d_model=d_model)
-            yield from self._near(
-                sizes, lambda size, spec=shaped: self._fed(replace(spec, attention=replace(attention, head_dim=size)))
-            )
-
-    def _adjusted(self, spec: DecoderSpec) -> Iterator[DecoderSpec]:
-        """The model with heads and a d_model up to a fifth larger or smaller."""
-        widths = _within_a_fifth(spec.d_model, self.multiple * (1 if self.multiple > 1 else 2))
-        for size in _within_a_fifth(spec.attention.head_dim, 2):
-            shaped = replace(spec, attention=replace(spec.attention, head_dim=size))
-            yield from self._near(widths, lambda width, other=shaped: self._fed(replace(other, d_model=width)))
-
-    def _widths(self) -> list[int]:
-        step = self.multiple * (1 if self.multiple > 1 else 2)
-        low, high = self.base.d_model / 2.5, self.base.d_model * 2.5
-        widths = [step * i for i in range(max(1, math.ceil(low / step)), math.floor(high / step) + 1)]
-        return widths[:: max(1, len(widths) // 96)]
-
-    def _holding(self) -> Iterator[DecoderSpec]:
-        """With FLOPs and active parameters scores stay, nearly: d_model moves under heads of about the same width.
-
-        With total parameters alone heads move as they do where nothing is held.
-        """
-        size = self.base.attention.head_dim
-        largest = 1.5 if "params_active" in self.hold else 3
-        for d_model in self._widths():
-            for head_dim in range(2 * math.ceil(0.3 * size), int(largest * size) + 1, 2):
-                spec: DecoderSpec | None = replace(
-                    self.base, d_model=d_model, attention=replace(self.base.attention, head_dim=head_dim)
-                )
-                for _ in range(3 if "params_total" in self.hold else 1):  # idle experts cost router FLOPs
-                    spec = spec and self._fed(spec)
-                    if spec is not None and "params_total" in self.hold:
-                        spec = self._filled(spec)
-                if spec is not None:
-                    yield spec
-
-    def _filled(self, spec: DecoderSpec) -> DecoderSpec:
-        """The model with as many experts as make its total parameters the base's."""
-        assert spec.experts is not None
-        k, found = spec.experts.top_k, count(spec, convention=self.convention)
-        each = spec.feed_forward.n_matrices * spec.d_model * spec.d_expert + spec.d_model
-        more = (self.counted.params_total - found.params_total) / (each * spec.n_expert_layers)
-        n_experts = max(k, round(spec.experts.n_experts + more))
-        return replace(spec, experts=replace(spec.experts, expansion_rate=n_experts / spec.experts.granularity))
-
-    def refusal(self, best: DecoderSpec | None, move: Move) -> str:
-        """Why there is no such model, and the nearest."""
-        asked = f"ratio is {self.ratio:g} at {self.flops:,.0f} FLOPs per token; no model with move {move}"
-        if best is None:
-            return f"{asked} leaves room for experts; ask for fewer blocks or more FLOPs."
-        found = count(best, convention=self.convention)
-        held = "".join(f", {name} ×{getattr(found, name) / getattr(self.counted, name):.3f}" for name in self.hold)
-        return (
-            f"{asked} comes within {RATIO_TOLERANCE:.0%} of the ratio and {FLOPS_TOLERANCE:.0%} of the rest; the "
-            f"nearest has {self.ratio_of(best):.3g} at {found.flops_per_token['total']:,.0f}{held} "
-            f"({', '.join(f'{name} {value}' for name, value in _shape(best))})."
-        )
-
-
-def _within_a_fifth(value: int, step: int) -> list[int]:
-    return [step * i for i in range(max(1, math.ceil(value / 1.2 / step)), math.floor(value * 1.2 / step) + 1)]
-
-
-def _with_width(spec: DecoderSpec, d_ff: int) -> DecoderSpec:
-    return replace(spec, feed_forward=replace(spec.feed_forward, d_ff=d_ff))

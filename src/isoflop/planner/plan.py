@@ -109,11 +109,12 @@ def plan(
         multiple: d_model, d_ff and d_expert of integer models are multiples of this. Default: what the templates say;
             64 without templates on a machine whose hardware is a GPU.
         head_dim: size of their heads; default: what the templates say.
-        ratio: r, expert (or feed-forward) FLOPs / attention FLOPs, of every integer model at its FLOPs per token and
-            tokens (see planner.realise), counted as `allocation` counts it; best: r* at its budget and sparsity, or
-            where the law of the loss reads the ratio, the one of the lowest loss. The loss is then that of the
-            template's shape plus what the valley says of the two ratios, unless the law reads the ratio. Curves, costs
-            of limits and the comparison with dense stay those of the templates' shapes. Default: these.
+        ratio: r, expert (or feed-forward) FLOPs / attention FLOPs, of the integer models (of a template's, the four
+            best), each at its FLOPs per token and tokens (see planner.realise), counted as `allocation` counts it;
+            best: r* at its budget and sparsity, or where the law of the loss reads the ratio, the one of the lowest
+            loss. The loss is then that of the template's shape plus what the valley says of the two ratios, unless the
+            law reads the ratio. Curves, costs of limits and the comparison with dense stay those of the templates'
+            shapes. Default: these.
         allocation: published law of the best ratio, or one of `isoflop valleys`; default: li-2026, which is of experts
             alone and says neither interval nor cost.
         **limits: fields of isoflop.planner.Constraints, such as tokens_available, max_params_total or inference_tokens.

@@ -5,6 +5,7 @@ would credit. So the loss of a moved model is that of the shape it was moved fro
 ratios, unless the law of the loss reads the ratio itself: then it is asked of the moved model.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
@@ -30,6 +31,9 @@ PUBLISHED: Final = "li-2026"
 _RATIO: Final = "expert_attention_ratio"
 _SAMPLES, _FINE = 7, 241
 """Models between which the columns of other ratios are interpolated, and ratios that are then compared."""
+
+_BUILT, _TRIED = 4, 8
+"""Models of each architecture that are built at a ratio, and looked for at most."""
 
 _UNKNOWN_SPAN: Final = (0.2, 5.0)
 """Ratios among which the best is sought where a law comes without runs."""
@@ -99,11 +103,12 @@ class Allocator:
         return self.reads(row) or row.n_experts > 1 or self.best.covers_dense()
 
     def budget(self, row: PlanRow) -> float:
-        """Training FLOPs of a row's model as the law of the best ratio counts them."""
+        """Training FLOPs as the law of the best ratio counts them, of a row's model before it was moved."""
+        assert row.model is not None
         counted = self.best.flops_convention
-        if counted not in CONVENTIONS or row.model is None:
-            return row.flops
-        return count(row.model, convention=counted).training_flops_per_token * row.tokens
+        spec = row.model if row.realised is None else row.realised.base
+        known = counted if counted in CONVENTIONS else self.flops_convention
+        return count(spec, convention=known).training_flops_per_token * row.tokens
 
     def optimum(self, row: PlanRow) -> RatioOptimum | None:
         """The valley of a row's model; of its architecture's first model that was asked for, where the law of the loss
@@ -141,53 +146,72 @@ class Allocator:
         return found
 
     def moved(self, rows: Sequence[PlanRow]) -> tuple[list[PlanRow], list[str]]:
-        """The rows with every model at the asked ratio, best first, and sentences about those that cannot be there.
+        """The rows with their models at the asked ratio, best first, and sentences about those that cannot be there.
 
-        Continuous shapes stay as they are, and with `best` so do models whose best ratio nothing says.
+        Of each architecture, the few that the law and the valley expect to be the best are built. Continuous shapes
+        stay as they are, and with `best` so do models whose best ratio nothing says.
 
         Raises:
             InputError: if no model comes near the ratio within the limits.
         """
         if self.asked is None:
             return list(rows), []
-        found: list[PlanRow] = []
+        found = [row for row in rows if not self._movable(row)]
+        movable = sorted((row for row in rows if self._movable(row)), key=self._expected)
         far: list[InputError] = []
-        models = beyond = 0
-        for row in rows:
-            optimum = self.optimum(row) if row.model is not None else None
-            if row.model is None or (optimum is None and self.asked == "best"):
-                found.append(row)
+        tried, there = Counter[str](), Counter[str]()
+        beyond = 0
+        for row in movable:
+            name = row.architecture
+            if there[name] == _BUILT or tried[name] == _TRIED:
                 continue
-            models += 1
-            if isinstance(self.asked, str):
-                assert optimum is not None
-                ratio = optimum.ratio
-            else:
-                ratio = self.asked
+            tried[name] += 1
             try:
-                realised = self.realised(row, ratio)
+                moved = self._at(row, self.realised(row, self._target(row)))
             except InputError as error:
                 far.append(error)
                 continue
-            row_there = self._at(row, realised, optimum)
-            beyond += row_there is None
-            found += [] if row_there is None else [row_there]
-        if far and len(far) == models:
+            beyond += moved is None
+            if moved is not None:
+                there[name] += 1
+                found.append(moved)
+        total = tried.total()
+        if total and len(far) == total:
             raise far[0]
-        if beyond and beyond + len(far) == models:
-            raise InputError(f"ratio is {self.asked}; every model there is beyond the limits; relax one of them.")
+        if total and not there:
+            raise InputError(f"ratio is {self.asked}; the models there are beyond the limits; relax one of them.")
         said = []
         if far:
-            said.append(f"{len(far)} of {models} models have no integer model at the ratio and are left out: {far[0]}")
+            said.append(f"{len(far)} of {total} models have no integer model at the ratio and are left out: {far[0]}")
         if beyond:
-            said.append(f"{beyond} of {models} models are beyond the limits at the ratio and are left out.")
+            said.append(f"{beyond} of {total} models are beyond the limits at the ratio and are left out.")
         return sorted(found, key=lambda row: (row.loss, row.granularity)), said
+
+    def _movable(self, row: PlanRow) -> bool:
+        return row.model is not None and (self.asked != "best" or self.applies(row))
+
+    def _target(self, row: PlanRow) -> float:
+        """The ratio that a row's model is to have."""
+        if isinstance(self.asked, (int, float)):
+            return self.asked
+        optimum = self.optimum(row)
+        assert optimum is not None
+        return optimum.ratio
+
+    def _expected(self, row: PlanRow) -> float:
+        """The loss of a row at the ratio, before any integer model is looked for; without its parameters' part."""
+        optimum = None if self.reads(row) else self.optimum(row)
+        if optimum is None or row.model is None:
+            return row.loss
+        before = count(row.model, convention=self.ratio_convention(row)).expert_attention_ratio
+        change = optimum.change(before, self._target(row))
+        return row.loss + (change[0] if change else 0.0)
 
     def _ladder(self, row: PlanRow) -> LadderFamily:
         family = self.families[row.architecture]
         return family.built if isinstance(family, ContinuousFamily) else family
 
-    def _at(self, row: PlanRow, realised: Realised, optimum: RatioOptimum | None) -> PlanRow | None:
+    def _at(self, row: PlanRow, realised: Realised) -> PlanRow | None:
         """The row with another model on the same tokens; None where the limits forbid it."""
         reads = self.reads(row)
         family = self._ladder(row) if reads else self._ladder(row).certain()
@@ -207,7 +231,7 @@ class Allocator:
         if reads:
             return replace(there, ratio_nats=there.loss - row.loss)
         before = count(realised.base, convention=realised.ratio_convention).expert_attention_ratio
-        change = None
+        optimum, change = self.optimum(row), None
         if optimum is not None:
             change = optimum.change(before, realised.expert_attention_ratio, self.problem.level)
         nats, interval = change or (0.0, None)
@@ -260,9 +284,18 @@ class Allocator:
             nats = (1 - share) * loss[left] + share * loss[left + 1]
             return float(nats), np.asarray((1 - share) * drawn[:, left] + share * drawn[:, left + 1])
 
-        return RatioOptimum(
-            ratio=float(np.exp(at[int(np.argmin(loss))])), log_draws=at[np.argmin(drawn, axis=1)], above=above
-        )
+        return RatioOptimum(ratio=float(np.exp(_lowest(at, loss[None])[0])), log_draws=_lowest(at, drawn), above=above)
+
+
+def _lowest(at: np.ndarray, curves: np.ndarray) -> np.ndarray:
+    """Where each curve [B, n] at evenly spaced points [n] is least: by a parabola through the lowest and two beside."""
+    index = np.argmin(curves, axis=1)
+    inner = np.clip(index, 1, len(at) - 2)
+    left, middle, right = (curves[np.arange(len(curves)), inner + step] for step in (-1, 0, 1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shift = 0.5 * (left - right) / (left - 2 * middle + right)
+    shift = np.where((index == inner) & np.isfinite(shift), shift, index - inner)
+    return np.asarray(at[inner] + shift * (at[1] - at[0]))
 
 
 def _smooth(log_ratio: np.ndarray, values: np.ndarray, at: np.ndarray, degree: int) -> np.ndarray:

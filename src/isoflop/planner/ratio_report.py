@@ -7,9 +7,10 @@ import numpy as np
 
 from isoflop.errors import InputError
 from isoflop.laws import Fit, exponent
-from isoflop.planner.allocation import RATIO_TOLERANCE, Realised
+from isoflop.planner.allocation import Realised
 from isoflop.planner.losses import constants
 from isoflop.planner.ratio import Allocator, Ratio
+from isoflop.planner.ratio_search import RATIO_TOLERANCE
 from isoflop.planner.result import PlanRow
 from isoflop.spec import count
 

@@ -22,7 +22,8 @@ def valley_curves(
 ) -> "Figure":
     """Loss against r, one panel a group of `ratio_valleys`: runs, parabola, r* with its interval, and the band.
 
-    `convention` is how r was counted; default: as the valleys say. Shaded are the ratios whose loss is within one run's noise of the least. A panel without a parabola shows its runs.
+    Shaded are the ratios whose loss is within one run's noise of the least. A panel without a parabola shows its runs.
+    `convention` is how r was counted; default: as the valleys say.
     """
     looks = _looks(valleys)
     figure, panels = grid(len(valleys), width=width, panel_height=2.6)
