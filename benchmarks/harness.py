@@ -338,12 +338,12 @@ def describe(found: Mapping[str, Any]) -> str:
 
 
 def compact(values: Sequence[float]) -> str:
-    """Three significant digits with one suffix for all: 12.3K (12.1–12.5); a lone value has no brackets."""
+    """Three significant digits with one suffix for all: 12.3K (12.1–12.5), 30.7m (30.1–32.8); a lone value is bare."""
     first = abs(values[0])
-    scales = ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "K"))
+    scales = ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "K"), (0.1, 1.0, ""), (1e-4, 1e-3, "m"))
     size, suffix = next(((size, suffix) for start, size, suffix in scales if first >= start), (1.0, ""))
     first /= size
-    digits = 3 if first == 0 else max(0, min(4, 2 - math.floor(math.log10(first))))
+    digits = 3 if first == 0 else max(0, min(3, 2 - math.floor(math.log10(first))))
     shown = [f"{value / size:.{digits}f}" for value in values]
     return shown[0] + suffix + (f" ({shown[1]}–{shown[2]})" if len(shown) > 1 else "")
 

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks import fit, harness, models, train
 from benchmarks.harness import Row, Spread, Worker
 from scipy import stats
 from tests.report import synthetic_study
 
+from benchmarks import fit, harness, models, train
 from isoflop import laws
 from isoflop.report import write_report
 from isoflop.report.style import LIGHT, grid, log_axis, outer, title
@@ -226,7 +226,7 @@ def draw(curve: Curve, path: Path) -> None:
     panels[0].errorbar(
         curve.x, scale * middle, reach, color=LIGHT["accent"], marker="o", linewidth=1.5, label="measured"
     )
-    shown = [*(scale * middle)]
+    shown = [scale * end for spread in curve.seconds for end in (spread.low, spread.high)]
     if curve.flops:
         expected = np.array(curve.flops) * middle[-1] / curve.flops[-1] * scale
         panels[0].plot(curve.x, expected, color=LIGHT["muted"], linestyle="--", label="as FLOPs, from the last point")
