@@ -112,7 +112,7 @@ def _print(found: "Sequence[Valley]", law: "BestRatio | None", names: Sequence[s
             status,
         ]
         rows.append(cells)
-    heads = [", ".join(names), "runs", "r*", "depth v", "r*/2 or 2r* costs", "within noise", "status"]
+    heads = [", ".join(names), "runs", "r*", "depth v", "r*/2, 2r* cost", "within noise", "status"]
     print_table(f"{source} · second lines: {level:.0%} intervals", heads, rows)
     if law is not None:
         fitted = _fit(law)

@@ -236,10 +236,11 @@ def allocation_and_draws(
     if len(budgets) < 2:
         fixed |= {"B": 0.0, "q": 0.0}
     fixed |= pinned or {}
-    if len(own) < max(1, 4 - len(fixed)):
+    free = 4 - len(fixed)
+    if len(own) < max(1, free):
         raise InputError(
             f"{len(own)} of {len(valleys)} valleys lie inside the ratios that were run, fewer than the "
-            f"{4 - len(fixed)} parameters of law allocation; add ratios, budgets or sparsities."
+            f"{free} parameter{'s' if free > 1 else ''} of law allocation; add ratios, budgets or sparsities."
         )
     spread = np.array([_sd(valley) for valley in own])
     known = np.isfinite(spread) & (spread > 0)
