@@ -6,7 +6,7 @@ between their caches. Where the work falls into pieces anyway, a thread that doe
 
 import ctypes
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
@@ -38,26 +38,24 @@ def _settings() -> _Settings | None:
         return None
 
 
-def can_spread() -> bool:
-    """Whether `spread` can use several threads."""
-    return torch.get_num_threads() > 1 and _settings() is not None
+def threads_to_spread() -> int:
+    """How many threads `spread` uses at most."""
+    return torch.get_num_threads() if _settings() is not None else 1
 
 
-def spread(pieces: Iterable[Piece], work: Callable[[Iterator[Piece]], None]) -> None:
-    """Let every thread that torch would use call `work` once; each takes pieces from the shared iterator.
+def spread(pieces: Sequence[Piece], work: Callable[[Iterator[Piece]], None]) -> None:
+    """Let as many threads as torch would use call `work` once each; they take pieces from one iterator, in order.
 
-    Within, torch's operations keep to the one thread, and build no graph. Pieces are taken in order, so give the
-    largest first. `work` is called in this thread alone if there is one thread, or torch's cannot be told.
+    Within, torch's operations keep to the one thread, and build no graph. A single piece, or a machine whose threads
+    cannot be told, is worked on here, by operations that use all threads.
     """
     shared = iter(list(pieces))  # next() of a list's iterator is atomic
-    settings = _settings()
-    n_threads = torch.get_num_threads() if settings is not None else 1
+    n_threads = min(threads_to_spread(), len(pieces))
     if n_threads == 1:
         with torch.no_grad():
             work(shared)
         return
-    pool = _pool(n_threads - 1)
-    others = [pool.submit(_alone, work, shared) for _ in range(n_threads - 1)]
+    others = [_pool(n_threads - 1).submit(_alone, work, shared) for _ in range(n_threads - 1)]
     try:
         _alone(work, shared)
     finally:

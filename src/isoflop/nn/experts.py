@@ -14,14 +14,23 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from isoflop.nn._threads import spread
+from isoflop.nn._threads import spread, threads_to_spread
 from isoflop.nn.dispatch import Assignment, sum_rows
 from isoflop.nn.feed_forward import ALIGNED
 from isoflop.nn.grouped import RowGroups, sizes_of
 from isoflop.spec.feed_forward import Activation
 
 _BLOCK: Final = 2**20
-"""Elements of the rows of one block, in all their widths: about what the second-level caches of two cores hold."""
+"""Most elements of the rows of one block, in all their widths: a few times what a second-level cache holds."""
+
+_LITTLE: Final = 2**25
+"""Elements of weights to read, with what rows add, below which the threads' meeting would cost more than it gives."""
+
+_ROWS_PER_READ: Final = 8
+"""Rows whose products with a weight take about as long as reading it."""
+
+_UNEVEN: Final = 1.5
+"""Times the even share of a thread that one expert may have."""
 
 
 def experts_in_blocks(
@@ -42,14 +51,19 @@ class _Block(NamedTuple):
     groups: RowGroups
 
 
-def _blocks(sizes: list[int], width: int) -> list[_Block]:
-    """Consecutive experts whose rows, `width` elements each, make a block; the largest block first.
+def _blocks(sizes: list[int], d_model: int, d_expert: int, up: int) -> list[_Block]:
+    """Consecutive experts whose rows make a block, largest first; one block of all where that is the faster way.
 
-    One block of all where threads could not share out such blocks evenly: then each product is divided among them.
+    So it is where there is little to do, or one expert has so much that threads could not share out the rest evenly:
+    then each product is divided among them.
     """
+    n_rows, n_filled, threads = sum(sizes), sum(map(bool, sizes)), threads_to_spread()
+    weights = d_model * (up + d_expert)
+    if n_filled * weights + n_rows * weights // _ROWS_PER_READ < _LITTLE or max(sizes) * threads > _UNEVEN * n_rows:
+        return [_Block(slice(0, len(sizes)), slice(0, n_rows), RowGroups(sizes))]
+    most = min(_BLOCK // (2 * d_model + up + d_expert), -(-n_rows // (2 * threads)))
     found: list[_Block] = []
     first, start, rows = 0, 0, 0
-    most = max(1, _BLOCK // width)
     for expert, size in enumerate(sizes):
         if rows and rows + size > most:
             found.append(_Block(slice(first, expert), slice(start, start + rows), RowGroups(sizes[first:expert])))
@@ -79,7 +93,7 @@ class _Experts(torch.autograd.Function):
         keep: bool,
     ) -> Tensor:
         n_rows, (_, d_model, up), d_expert = gates_M.shape[0], w_up_XDH.shape, w_down_XFD.shape[1]
-        blocks = _blocks(sizes_of(assignment.ends_X), 2 * d_model + up + d_expert)
+        blocks = _blocks(sizes_of(assignment.ends_X), d_model, d_expert, up)
         most = max(block.groups.n_rows for block in blocks)
         hidden_MH = x_ND.new_empty(n_rows if keep else 0, up)
         y_MD = x_ND.new_empty(n_rows, d_model)
@@ -119,7 +133,7 @@ class _Experts(torch.autograd.Function):
         return sum_rows(y_MD, assignment.rows_M, assignment.starts_N)
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x_ND, w_up_XDH, w_down_XFD, gates_M, hidden_MH, tokens_M, rows_M, starts_N = ctx.saved_tensors
         activation, (g_ND,) = ctx.activation, gradients

@@ -148,7 +148,7 @@ class _GroupedMatmul(torch.autograd.Function):
         return groups.times(x_MI, w_XIO, out=x_MI.new_empty(x_MI.shape[0], w_XIO.shape[2]))
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x_MI, w_XIO = ctx.saved_tensors
         g_MO = gradients[0].contiguous()
