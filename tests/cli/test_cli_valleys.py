@@ -172,7 +172,7 @@ def test_a_law_of_the_loss_with_a_valley_is_fitted_to_such_a_table(tmp_path):
         (("--level", "2"), r"--level is 2; it must be between 0 and 1\."),
         (("--draws", "-1"), r"--draws is -1; it must not be negative\."),
         (("--where", "sparsity=0.5", "--where", "expert_attention_ratio<0.3", "--out", "x.json"),
-         "--out is x.json, but there is no law to write: 0 of 1 valleys lie inside .* fewer than the 1 parameter of law"),
+         "--out is x.json, but there is no law to write: 0 of 1 valleys lie .* fewer than the 1 parameter of law"),
         (("--out", "/absent/x.json"), "--out is /absent/x.json, which cannot be written"),
     ],
 )  # fmt: skip

@@ -134,6 +134,10 @@ def test_best_stands_every_mixture_at_its_own_best_ratio_and_leaves_dense_models
         asked = best.at(before[key].flops, row.sparsity).ratio
         assert count(row.model).expert_attention_ratio == pytest.approx(asked, rel=0.0202)
         assert row.loss < before[key].loss + DEPTH * 0.02**2
+    assert (
+        "sweeps is a law of experts and says nothing of dense, whose models keep the template's ratio."
+        in found.warnings
+    )
     said = found.allocation
     assert said.asked == "best"
     assert said.cost == pytest.approx(0, abs=1e-4)

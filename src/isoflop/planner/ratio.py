@@ -180,7 +180,15 @@ class Allocator:
             raise far[0]
         if total and not there:
             raise InputError(f"ratio is {self.asked}; the models there are beyond the limits; relax one of them.")
+        silent = dict.fromkeys(row.architecture for row in rows if row.model is not None and not self.applies(row))
         said = []
+        if silent:
+            kept = (
+                "models keep the template's ratio"
+                if self.asked == "best"
+                else "losses stay those of the template's shapes"
+            )
+            said.append(f"{self.best.name} is a law of experts and says nothing of {', '.join(silent)}, whose {kept}.")
         if far:
             said.append(f"{len(far)} of {total} models have no integer model at the ratio and are left out: {far[0]}")
         if beyond:
