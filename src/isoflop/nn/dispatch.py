@@ -53,8 +53,7 @@ def assign_choices(experts_Nk: Tensor, *, n_experts: int) -> tuple[Assignment, T
     """The assignment of tokens that each chose k experts, and which choice (token·k + its number) is in each row."""
     n_tokens, top_k = experts_Nk.shape
     experts_M, choices_M = _sorted(experts_Nk.reshape(-1), n_experts)
-    rows_M = torch.empty_like(choices_M)
-    rows_M[choices_M] = torch.arange(len(choices_M), device=choices_M.device)
+    rows_M = torch.empty_like(choices_M).scatter_(0, choices_M, torch.arange(len(choices_M), device=choices_M.device))
     starts_N = torch.arange(0, n_tokens * top_k, top_k, device=choices_M.device)
     assignment = Assignment(choices_M // top_k, experts_M.long(), _ends(experts_M, n_experts), rows_M, starts_N)
     return assignment, choices_M

@@ -1,0 +1,205 @@
+"""The blocked experts of the CPU against the plain path, their grouped products, and the threads that work on them."""
+
+import itertools
+import os
+import threading
+
+import pytest
+import torch
+from torch import Tensor
+
+from isoflop.nn import MoE, experts, grouped
+from isoflop.nn._threads import spread, threads_to_spread
+from isoflop.nn.grouped import RowGroups
+from isoflop.spec import ExpertsSpec, RouterSpec
+
+SIZES = ([3, 0, 5, 1], [7], [0, 0, 4], [1, 1, 1, 1, 1])
+
+
+@pytest.fixture(params=["batched", "looped"])
+def product(request, monkeypatch):
+    """Both ways of multiplying; the batched one where torch has MKL."""
+    if request.param == "looped":
+        monkeypatch.setattr(grouped, "_sgemm_batch", lambda: None)
+    elif grouped._sgemm_batch() is None:
+        pytest.skip("torch has no MKL here")
+    return request.param
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def experts_of(sizes: list[int]) -> Tensor:
+    return torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_products_of_groups(product, sizes, dtype):
+    torch.manual_seed(0)
+    m, x, i, o = sum(sizes), len(sizes), 6, 10
+    x_MI, w_XIO, g_MO = (torch.randn(*shape).to(dtype) for shape in ((m, i), (x, i, o), (m, o)))
+    groups, which = RowGroups(sizes), experts_of(sizes)
+    tolerance = {"rtol": 2e-2, "atol": 2e-2} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-5}
+    out = groups.times(x_MI, w_XIO, out=torch.full((m, o), torch.nan, dtype=dtype))
+    torch.testing.assert_close(out, torch.einsum("mi,mio->mo", x_MI, w_XIO[which]), **tolerance)
+    out = groups.times(g_MO, w_XIO.mT, out=torch.full((m, i), torch.nan, dtype=dtype))
+    torch.testing.assert_close(out, torch.einsum("mo,mio->mi", g_MO, w_XIO[which]), **tolerance)
+    out = groups.outer(x_MI, g_MO, out=torch.full((x, i, o), torch.nan, dtype=dtype))
+    expected = torch.zeros(x, i, o, dtype=dtype).index_add(0, which, x_MI[:, :, None] * g_MO[:, None, :])
+    torch.testing.assert_close(out, expected, **tolerance)
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_products_take_columns_of_wider_rows(product, sizes):
+    m, x = sum(sizes), len(sizes)
+    wide, w_XIO, which = torch.randn(m, 20), torch.randn(x, 6, 4), experts_of(sizes)
+    out = RowGroups(sizes).times(wide[:, 8:14], w_XIO, out=torch.empty(m, 4))
+    torch.testing.assert_close(out, torch.einsum("mi,mio->mo", wide[:, 8:14], w_XIO[which]), rtol=1e-5, atol=1e-5)
+    out = RowGroups(sizes).outer(wide[:, :6], wide[:, 6:10], out=torch.empty(x, 6, 4))
+    expected = torch.zeros(x, 6, 4).index_add(0, which, wide[:, :6, None] * wide[:, None, 6:10])
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("activation", "kind", "granularity", "width"),
+    [
+        *itertools.product(("swiglu", "gelu", "relu"), ("token_choice", "expert_choice"), (1, 4), (32,)),
+        ("swiglu", "token_choice", 4, 24),  # experts of 6: silu of short strided rows
+    ],
+)
+@pytest.mark.parametrize("block", [1, 2**9, 2**20])
+def test_blocks_compute_what_the_plain_path_does(
+    product, monkeypatch, threads, activation, kind, granularity, width, block
+):
+    monkeypatch.setattr(experts, "_BLOCK", block)
+    monkeypatch.setattr(experts, "_LITTLE", 0)  # so that threads share even this
+    threads(2)
+    torch.manual_seed(0)
+    spec = ExpertsSpec(
+        granularity=granularity, expansion_rate=4, output_norm=False, router=RouterSpec(kind=kind, balance_weight=0.1)
+    )
+    layer = MoE(d_model=12, d_ff=width, experts=spec, activation=activation)
+    x_BTD, g_BTD = torch.randn(4, 16, 12, requires_grad=True), torch.randn(4, 16, 12)
+    found = {}
+    for name in ("blocks", "plain"):
+        if name == "plain":
+            monkeypatch.setattr("isoflop.nn.moe.experts_in_blocks", lambda *a: layer._in_expert_order(*a[:-1]))
+        y_BTD, statistics = layer(x_BTD)
+        loss = (y_BTD * g_BTD).sum() + statistics.auxiliary_loss
+        found[name] = (y_BTD, *torch.autograd.grad(loss, (x_BTD, *layer.parameters())))
+    for own, plain in zip(found["blocks"], found["plain"], strict=True):
+        torch.testing.assert_close(own, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_blocks_do_not_depend_on_threads(threads, monkeypatch):
+    monkeypatch.setattr(experts, "_LITTLE", 0)
+    layer = MoE(d_model=16, d_ff=64, experts=ExpertsSpec(granularity=4, expansion_rate=4))
+    x_BTD = torch.randn(2, 64, 16, requires_grad=True)
+    found = []
+    for number in (1, 2, 3):
+        threads(number)
+        y_BTD, _ = layer(x_BTD)
+        found.append((y_BTD.detach(), *torch.autograd.grad(y_BTD.square().sum(), (x_BTD, *layer.parameters()))))
+    for other in found[1:]:
+        for first, own in zip(found[0], other, strict=True):
+            torch.testing.assert_close(own, first, rtol=1e-5, atol=1e-6)
+
+
+def test_blocks_are_shared_out_unless_one_expert_has_most(threads, monkeypatch):
+    monkeypatch.setattr(experts, "_LITTLE", 0)
+    threads(2)
+    if threads_to_spread() == 1:
+        pytest.skip("torch's threads cannot be told here")
+    even = experts._blocks([100, 0, 90, 110, 100], 8, 8, 16)
+    assert len(even) == 4
+    assert [block.groups.n_rows for block in even] == sorted((block.groups.n_rows for block in even), reverse=True)
+    covered = sorted((block.rows.start, block.rows.stop) for block in even)
+    assert covered[0][0] == 0
+    assert covered[-1][1] == 400
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(covered))
+    assert len(experts._blocks([10, 0, 390, 0], 8, 8, 16)) == 1
+
+
+def test_forward_without_gradients_keeps_nothing_for_the_backward():
+    layer = MoE(d_model=16, d_ff=64, experts=ExpertsSpec(granularity=4, expansion_rate=4, output_norm=False))
+    x_BTD = torch.randn(1, 8, 16, requires_grad=True)
+    assert layer(x_BTD)[0].grad_fn is not None
+    with torch.no_grad():
+        assert layer(x_BTD)[0].grad_fn is None
+
+
+def test_rows_move_by_gathers_alone():
+    layer = MoE(d_model=16, d_ff=64, experts=ExpertsSpec(granularity=4, expansion_rate=4, output_norm=False))
+    x_BTD = torch.randn(2, 8, 16, requires_grad=True)
+    names, moves = {}, {}
+    loss = None
+    for way in ("forward", "backward"):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile:
+            if loss is None:
+                loss = layer(x_BTD)[0].square().sum()
+            else:
+                loss.backward()
+        ran = profile.key_averages(group_by_input_shape=True)
+        names[way] = {event.key for event in ran}
+        rows = [event for event in ran if event.key == "aten::index_select" and event.input_shapes[0] == [16, 16]]
+        sums = [event for event in ran if event.key == "aten::_embedding_bag_forward_only"]
+        moves[way] = sum(event.count for event in rows), sum(event.count for event in sums)
+    # Backward gathers the input again, for it is not kept, and the gradient.
+    assert moves == {"forward": (1, 1), "backward": (2, 1)}
+    bad = ("index_put", "index_add", "scatter_add", "scatter_reduce", "embedding_bag_backward")
+    assert not [name for each in names.values() for name in each if any(word in name for word in bad)]
+    assert not [name for name in names["backward"] if "aten::cat" in name]
+
+
+def test_spread_gives_every_piece_to_one_thread_that_works_alone(threads):
+    threads(3)
+    before = torch.get_num_threads()
+    seen: list[tuple[int, int, bool]] = []
+    meeting = threading.Barrier(min(3, threads_to_spread()))
+
+    def work(pieces):
+        meeting.wait(timeout=30)
+        seen.extend((piece, torch.get_num_threads(), torch.is_grad_enabled()) for piece in pieces)
+
+    spread(list(range(50)), work)
+    assert sorted(piece for piece, _, _ in seen) == list(range(50))
+    if threads_to_spread() > 1:
+        assert {number for _, number, _ in seen} == {1}
+    assert not any(graph for _, _, graph in seen)
+    assert torch.get_num_threads() == before
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("where", ["calling", "other"])
+def test_spread_raises_what_a_thread_raised(threads, where):
+    threads(2)
+    if threads_to_spread() == 1:
+        pytest.skip("torch's threads cannot be told here")
+    caller = threading.get_ident()
+    meeting = threading.Barrier(2)
+
+    def work(pieces):
+        meeting.wait(timeout=30)
+        if (threading.get_ident() == caller) == (where == "calling"):
+            raise ValueError("broken piece")
+        list(pieces)
+
+    with pytest.raises(ValueError, match="broken piece"):
+        spread([1, 2, 3, 4], work)
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_process_has_threads_of_its_own(threads):
+    threads(2)
+    spread([1, 2], list)
+    child = os.fork()
+    if child == 0:
+        spread([1, 2], list)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
