@@ -69,6 +69,7 @@ def test_products_take_columns_of_wider_rows(product, sizes):
     ("activation", "kind", "granularity", "width"),
     [
         *itertools.product(("swiglu", "gelu", "relu"), ("token_choice", "expert_choice"), (1, 4), (32,)),
+        ("swiglu", "lone_gate_after_norm", 1, 32),
         ("swiglu", "token_choice", 4, 24),  # experts of 6: silu of short strided rows
     ],
 )
@@ -80,9 +81,10 @@ def test_blocks_compute_what_the_plain_path_does(
     monkeypatch.setattr(experts, "_LITTLE", 0)  # so that threads share even this
     threads(2)
     torch.manual_seed(0)
-    spec = ExpertsSpec(
-        granularity=granularity, expansion_rate=4, output_norm=False, router=RouterSpec(kind=kind, balance_weight=0.1)
-    )
+    gate_last = kind == "lone_gate_after_norm"
+    router = RouterSpec(kind="token_choice" if gate_last else kind, balance_weight=0.1)
+    spec = ExpertsSpec(granularity=granularity, expansion_rate=4, output_norm=gate_last, router=router)
+    assert spec.gates_after_norm == gate_last
     layer = MoE(d_model=12, d_ff=width, experts=spec, activation=activation)
     x_BTD, g_BTD = torch.randn(4, 16, 12, requires_grad=True), torch.randn(4, 16, 12)
     found = {}

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from isoflop.nn import Decoder
+from isoflop.nn import Decoder, MoE
 from isoflop.spec import AttentionSpec, DecoderSpec, DepthRoutingSpec, ExpertsSpec, FeedForwardSpec, RouterSpec, memory
 
 BATCH, CONTEXT = 8, 32
@@ -22,6 +22,21 @@ def _spec(*, activation="swiglu", n_kv_heads=None, qk_norm=False, d_ff=256, dept
         experts=ExpertsSpec(**experts) if experts else None,
         depth_routing=depth,
     )
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request, monkeypatch):
+    """Keep what the device's path keeps; both run here."""
+    if request.param == "cuda":
+        plain = MoE._in_expert_order
+        forward = MoE.forward
+
+        def whole(layer, x_BTD):
+            monkeypatch.setattr("isoflop.nn.moe.experts_in_blocks", lambda *rest: plain(layer, *rest[:-1]))
+            return forward(layer, x_BTD)
+
+        monkeypatch.setattr(MoE, "forward", whole)
+    return request.param
 
 
 def _kept_bytes(spec, *, dtype=torch.float32, checkpointing=False):
@@ -67,9 +82,9 @@ MODELS = {
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", MODELS)
-def test_activations_are_those_that_a_backward_keeps(name, dtype):
+def test_activations_are_those_that_a_backward_keeps(name, dtype, device):
     spec = _spec(**MODELS[name])
-    counted = memory(spec, batch_tokens=BATCH * CONTEXT, activation_bytes=dtype.itemsize)
+    counted = memory(spec, batch_tokens=BATCH * CONTEXT, activation_bytes=dtype.itemsize, device=device)
     assert counted.activations == pytest.approx(_kept_bytes(spec, dtype=dtype), rel=0.08)
 
 
@@ -77,8 +92,8 @@ def test_activations_are_those_that_a_backward_keeps(name, dtype):
 def test_checkpointing_keeps_one_block(name):
     spec = _spec(**MODELS[name])
     tokens = BATCH * CONTEXT
-    counted = memory(spec, batch_tokens=tokens, activation_checkpointing=True)
-    whole = memory(spec, batch_tokens=tokens)
+    counted = memory(spec, batch_tokens=tokens, activation_checkpointing=True, device="cpu")
+    whole = memory(spec, batch_tokens=tokens, device="cpu")
     inputs = _kept_bytes(spec, checkpointing=True)
     block = _kept_bytes(spec) - _kept_bytes(replace(spec, n_layers=1))
     assert counted.activations == pytest.approx(inputs + block, rel=0.08)

@@ -34,15 +34,22 @@ _UNEVEN: Final = 1.5
 
 
 def experts_in_blocks(
-    x_ND: Tensor, w_up_XDH: Tensor, w_down_XFD: Tensor, gates_M: Tensor, assignment: Assignment, activation: Activation
+    x_ND: Tensor,
+    w_up_XDH: Tensor,
+    w_down_XFD: Tensor,
+    gates_M: Tensor | None,
+    assignment: Assignment,
+    activation: Activation,
 ) -> Tensor:
     """Σ over a token's experts of gate · act(x · w_up) · w_down, [N, D]; zero for a token without any.
 
-    For the CPU: it reads the counts of rows. Gates multiply the hidden rows, which are narrower than the outputs.
+    Without gates the rows act(x · w_up) · w_down themselves, [M, D]. Gates multiply the hidden rows, which are narrower
+    than the outputs. For the CPU: it reads the counts of rows.
     """
-    keep = torch.is_grad_enabled() and any(t.requires_grad for t in (x_ND, w_up_XDH, w_down_XFD, gates_M))
-    y_ND: Tensor = _Experts.apply(x_ND, w_up_XDH, w_down_XFD, gates_M, assignment, activation, keep)
-    return y_ND
+    inputs = (x_ND, w_up_XDH, w_down_XFD, gates_M)
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+    y: Tensor = _Experts.apply(*inputs, assignment, activation, keep)
+    return y
 
 
 class _Block(NamedTuple):
@@ -87,12 +94,12 @@ class _Experts(torch.autograd.Function):
         x_ND: Tensor,
         w_up_XDH: Tensor,
         w_down_XFD: Tensor,
-        gates_M: Tensor,
+        gates_M: Tensor | None,
         assignment: Assignment,
         activation: Activation,
         keep: bool,
     ) -> Tensor:
-        n_rows, (_, d_model, up), d_expert = gates_M.shape[0], w_up_XDH.shape, w_down_XFD.shape[1]
+        n_rows, (_, d_model, up), d_expert = len(assignment.tokens_M), w_up_XDH.shape, w_down_XFD.shape[1]
         blocks = _blocks(sizes_of(assignment.ends_X), d_model, d_expert, up)
         most = max(block.groups.n_rows for block in blocks)
         hidden_MH = x_ND.new_empty(n_rows if keep else 0, up)
@@ -114,7 +121,8 @@ class _Experts(torch.autograd.Function):
                     torch.ops.aten.gelu.out(hidden_RH, out=h_RF)
                 else:
                     torch.clamp_min(hidden_RH, 0, out=h_RF)
-                h_RF.mul_(gates_M[rows, None])
+                if gates_M is not None:
+                    h_RF.mul_(gates_M[rows, None])
                 groups.times(h_RF, w_down_XFD[experts], out=y_MD[rows])
 
         spread(blocks, work)
@@ -130,18 +138,20 @@ class _Experts(torch.autograd.Function):
                 assignment.starts_N,
             )
             ctx.blocks, ctx.activation = blocks, activation
-        return sum_rows(y_MD, assignment.rows_M, assignment.starts_N)
+        return y_MD if gates_M is None else sum_rows(y_MD, assignment.rows_M, assignment.starts_N)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x_ND, w_up_XDH, w_down_XFD, gates_M, hidden_MH, tokens_M, rows_M, starts_N = ctx.saved_tensors
-        activation, (g_ND,) = ctx.activation, gradients
+        activation, gradient = ctx.activation, gradients[0]
         (n_rows, up), (_, d_expert, d_model) = hidden_MH.shape, w_down_XFD.shape
         most = max(block.groups.n_rows for block in ctx.blocks)
+        if gates_M is None:
+            gradient = gradient.contiguous()
         dx_MD = x_ND.new_empty(n_rows, d_model)
         dw_up_XDH, dw_down_XFD = torch.empty_like(w_up_XDH), torch.empty_like(w_down_XFD)
-        d_gates_M = torch.empty_like(gates_M)
+        d_gates_M = None if gates_M is None else torch.empty_like(gates_M)
 
         def work(pieces: Iterator[_Block]) -> None:
             wide = [x_ND.new_empty(most, d_model) for _ in range(2)]
@@ -151,8 +161,11 @@ class _Experts(torch.autograd.Function):
                 count = groups.n_rows
                 g_RD, x_RD = (buffer[:count] for buffer in wide)
                 dh_RF, act_RF, h_RF, spare_RF, gate_buffer_RF = (buffer[:count] for buffer in narrow)
-                hidden_RH, d_hidden_RH, gates_R1 = hidden_MH[rows], d_hidden_buffer[:count], gates_M[rows, None]
-                torch.index_select(g_ND, 0, tokens_M[rows], out=g_RD)
+                hidden_RH, d_hidden_RH = hidden_MH[rows], d_hidden_buffer[:count]
+                if gates_M is None:
+                    g_RD = gradient[rows]
+                else:
+                    torch.index_select(gradient, 0, tokens_M[rows], out=g_RD)
                 groups.times(g_RD, w_down_XFD[experts].mT, out=dh_RF)
                 if activation == "swiglu":
                     gate_RF = _gate(hidden_RH, gate_buffer_RF)
@@ -162,10 +175,12 @@ class _Experts(torch.autograd.Function):
                     torch.ops.aten.gelu.out(hidden_RH, out=h_RF)
                 else:
                     torch.clamp_min(hidden_RH, 0, out=h_RF)
-                torch.mul(dh_RF, h_RF, out=spare_RF)
-                torch.sum(spare_RF, 1, out=d_gates_M[rows])
-                dh_RF.mul_(gates_R1)
-                groups.outer(h_RF.mul_(gates_R1), g_RD, out=dw_down_XFD[experts])
+                if gates_M is not None and d_gates_M is not None:
+                    torch.mul(dh_RF, h_RF, out=spare_RF)
+                    torch.sum(spare_RF, 1, out=d_gates_M[rows])
+                    dh_RF.mul_(gates_M[rows, None])
+                    h_RF.mul_(gates_M[rows, None])
+                groups.outer(h_RF, g_RD, out=dw_down_XFD[experts])
                 if activation == "swiglu":
                     torch.mul(dh_RF, act_RF, out=d_hidden_RH[:, d_expert:])
                     dh_RF.mul_(hidden_RH[:, d_expert:])

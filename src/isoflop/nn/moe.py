@@ -102,10 +102,13 @@ class MoE(nn.Module):
         dtype, gate_last = compute_dtype(x_BTD), self.experts.gates_after_norm
         x_ND = x_BTD.reshape(-1, x_BTD.shape[-1]).to(dtype)
         gates_M, w_up, w_down = routing.gates_M.to(dtype), self.w_up.to(dtype), self.w_down.to(dtype)
-        if x_ND.device.type == "cpu" and not gate_last:
-            y_ND = experts_in_blocks(x_ND, w_up, w_down, gates_M, routing.assignment, self.activation)
+        if x_ND.device.type == "cpu":
+            inner = None if gate_last else gates_M
+            y_ND = experts_in_blocks(x_ND, w_up, w_down, inner, routing.assignment, self.activation)
         else:
-            y_ND = self._in_expert_order(x_ND, w_up, w_down, gates_M, routing.assignment)
+            y_ND = self._in_expert_order(x_ND, w_up, w_down, None if gate_last else gates_M, routing.assignment)
+        if gate_last:
+            y_ND = to_tokens(self._norm(y_ND) * gates_M[:, None], routing.assignment)
         y_BTD = y_ND.view(x_BTD.shape)
         if self.shared is not None:
             y_BTD = y_BTD + self.shared(x_BTD)
@@ -114,18 +117,15 @@ class MoE(nn.Module):
         return y_BTD, routing.statistics
 
     def _in_expert_order(
-        self, x_ND: Tensor, w_up: Tensor, w_down: Tensor, gates_M: Tensor, assignment: Assignment
+        self, x_ND: Tensor, w_up: Tensor, w_down: Tensor, gates_M: Tensor | None, assignment: Assignment
     ) -> Tensor:
-        """As `experts_in_blocks`, each step for all rows at once and on any device; norms before gates if asked for."""
+        """As `experts_in_blocks`, each step for all rows at once and on any device."""
         x_MD = to_experts(x_ND, assignment)
         hidden = activate(grouped_matmul(x_MD, w_up, assignment.ends_X), self.activation)
-        if not self.experts.gates_after_norm:
-            # On the hidden rows, which are narrower than the outputs; w_down is linear, so it is the same.
+        if gates_M is not None:
             hidden = hidden * gates_M[:, None]
         y_MD = grouped_matmul(hidden, w_down, assignment.ends_X)
-        if self.experts.gates_after_norm:
-            y_MD = self._norm(y_MD) * gates_M[:, None]
-        return to_tokens(y_MD, assignment)
+        return y_MD if gates_M is None else to_tokens(y_MD, assignment)
 
     def _norm(self, y: Tensor) -> Tensor:
         if not self.experts.output_norm:

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from isoflop.errors import InputError
 from isoflop.spec.count import count
@@ -34,6 +34,7 @@ def memory(
     optimizer_bytes: int = 8,
     activation_bytes: int = 4,
     activation_checkpointing: bool = False,
+    device: Literal["cpu", "cuda"] = "cuda",
 ) -> Memory:
     """Bytes to train `isoflop.nn.Decoder` with AdamW on one device, `batch_tokens` tokens in one forward.
 
@@ -50,6 +51,7 @@ def memory(
         optimizer_bytes: bytes of optimiser state per parameter (AdamW in float32: 8).
         activation_bytes: bytes of one number in matrix products (float32 4, bfloat16 by autocast 2).
         activation_checkpointing: whether blocks are recomputed in the backward.
+        device: on the CPU experts are computed in blocks of rows, and of all that only w_up's outputs are kept.
 
     Raises:
         InputError: if batch_tokens is not positive.
@@ -58,7 +60,7 @@ def memory(
         raise InputError(f"batch_tokens is {batch_tokens}; it must be at least 1.")
     counted = count(spec)
     parameters = counted.params_total + counted.params_embedding
-    blocks = [_block_bytes(spec, layer, activation_bytes) for layer in range(spec.n_layers)]
+    blocks = [_block_bytes(spec, layer, activation_bytes, blocked=device == "cpu") for layer in range(spec.n_layers)]
     per_token = spec.n_layers * spec.d_model * _WIDE + max(blocks) if activation_checkpointing else sum(blocks)
     per_token += 2 * spec.d_model * _WIDE + spec.d_model * activation_bytes  # the final norm, and the head's input
     copies = parameters * activation_bytes if activation_bytes < weight_bytes else 0
@@ -96,9 +98,9 @@ _HIDDEN: Final = {"swiglu": 4, "gelu": 2, "relu": 1}
 (relu's backward reads its output)."""
 
 
-def _block_bytes(spec: DecoderSpec, layer: int, narrow: int) -> int:
+def _block_bytes(spec: DecoderSpec, layer: int, narrow: int, *, blocked: bool) -> int:
     """Bytes per token that one block keeps for its backward; `narrow` is the size of a number in matrix products."""
-    attention, feed_forward = _attention_bytes(spec, narrow), _feed_forward_bytes(spec, layer, narrow)
+    attention, feed_forward = _attention_bytes(spec, narrow), _feed_forward_bytes(spec, layer, narrow, blocked=blocked)
     routing = spec.depth_routing
     if routing is None or not spec.is_routed_layer(layer):
         return attention + feed_forward
@@ -123,7 +125,7 @@ def _attention_bytes(spec: DecoderSpec, narrow: int) -> int:
     return _WIDE * wide + narrow * kept
 
 
-def _feed_forward_bytes(spec: DecoderSpec, layer: int, narrow: int) -> int:
+def _feed_forward_bytes(spec: DecoderSpec, layer: int, narrow: int, *, blocked: bool) -> int:
     """The same of the norm before the feed-forward or the experts, and of these."""
     d = spec.d_model
     wide, kept = 2 * d, d  # the norm's input and normalised; its output
@@ -137,9 +139,11 @@ def _feed_forward_bytes(spec: DecoderSpec, layer: int, narrow: int) -> int:
     else:
         rows += spec.d_expert  # hidden rows after the gate
         wide += 2 * d if experts.output_norm else 0
+    if blocked:
+        rows = (2 if spec.feed_forward.activation == "swiglu" else 1) * spec.d_expert
     used = experts.top_k * experts.computed_share
     kept += math.ceil(used * rows) + hidden * spec.d_expert * experts.shared_experts
-    wide += 2 * experts.n_choices + experts.top_k  # router's probabilities, once again in the gates; gates
+    wide += experts.n_choices + 2 * experts.top_k  # router's probabilities; gates, before and after their softmax
     wide += d if narrow < _WIDE else 0  # the router's input, which is not the experts'
-    indices = 3 * experts.top_k + 1 + experts.n_choices
+    indices = 3 * experts.top_k + 1  # token and place of every row, its score's place; a token's first row
     return _WIDE * wide + narrow * kept + _INDEX * indices
