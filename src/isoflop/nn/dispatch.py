@@ -59,15 +59,14 @@ def assign_choices(experts_Nk: Tensor, *, n_experts: int) -> tuple[Assignment, T
     return assignment, choices_M
 
 
-def highest(scores_NX: Tensor, top_k: int) -> Tensor:
-    """The k experts of highest score for each token, [N, k], in no particular order."""
-    n_experts = scores_NX.shape[1]
-    if top_k == 1:
-        return scores_NX.max(1, keepdim=True).indices
-    if scores_NX.device.type != "cpu" or scores_NX.dtype not in (torch.float32, torch.float64):
-        return scores_NX.topk(top_k, sorted=False).indices
-    # torch's topk sorts a part of every row: three times the work
-    return torch.from_numpy(np.argpartition(scores_NX.numpy(), n_experts - top_k, axis=1)[:, n_experts - top_k :])
+def highest(scores: Tensor, k: int) -> Tensor:
+    """Places of the k highest of the last dimension, [..., k], in no particular order."""
+    if k == 1:
+        return scores.max(-1, keepdim=True).indices
+    if scores.device.type != "cpu" or scores.dtype not in (torch.float32, torch.float64):
+        return scores.topk(k, sorted=False).indices
+    rest = scores.shape[-1] - k  # by quickselect; torch's topk takes two to three times as long
+    return torch.from_numpy(np.argpartition(scores.numpy(), rest, axis=-1)[..., rest:])
 
 
 def _sorted(numbers_M: Tensor, below: int) -> tuple[Tensor, Tensor]:

@@ -164,15 +164,18 @@ class Router(nn.Module):
     def _best_of_position(self, probabilities_NX: Tensor, batch: int, length: int) -> tuple[Tensor, Tensor]:
         n_choices = self.experts.n_choices
         share = max(1, math.floor(batch * self.experts.top_k / n_choices + 0.5))
-        scores_XTB = self._computed(probabilities_NX).reshape(batch, length, -1).permute(2, 1, 0).contiguous()
-        sequences_XTC = scores_XTB.topk(share, sorted=False).indices
+        scores_BTX = self._computed(probabilities_NX).reshape(batch, length, -1)
+        if share == 1:
+            sequences_XTC = scores_BTX.max(0).indices.t()[..., None]
+        else:
+            sequences_XTC = highest(scores_BTX.permute(2, 1, 0).contiguous(), share)
         positions_T1 = torch.arange(length, device=probabilities_NX.device)[:, None]
         return self._expert_order(sequences_XTC * length + positions_T1)
 
     def _best_of_sequence(self, probabilities_NX: Tensor, batch: int, length: int) -> tuple[Tensor, Tensor]:
         share = math.ceil(length * self.experts.top_k / self.experts.n_choices)
         scores_XBT = self._computed(probabilities_NX).reshape(batch, length, -1).permute(2, 0, 1).contiguous()
-        positions_XBC = scores_XBT.topk(share, sorted=False).indices
+        positions_XBC = highest(scores_XBT, share)
         first_B1 = torch.arange(batch, device=probabilities_NX.device)[:, None] * length
         return self._expert_order(positions_XBC + first_B1)
 
