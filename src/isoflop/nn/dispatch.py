@@ -59,11 +59,16 @@ def assign_choices(experts_Nk: Tensor, *, n_experts: int) -> tuple[Assignment, T
     return assignment, choices_M
 
 
+def has_numpy(tensor: Tensor) -> bool:
+    """Whether numpy may work on the tensor: on the CPU, a type that numpy has, and not while it is being compiled."""
+    return tensor.device.type == "cpu" and tensor.dtype != torch.bfloat16 and not torch.compiler.is_compiling()
+
+
 def highest(scores: Tensor, k: int) -> Tensor:
     """Places of the k highest of the last dimension, [..., k], in no particular order."""
     if k == 1:
         return scores.max(-1, keepdim=True).indices
-    if scores.device.type != "cpu" or scores.dtype not in (torch.float32, torch.float64):
+    if not has_numpy(scores):
         return scores.topk(k, sorted=False).indices
     rest = scores.shape[-1] - k  # by quickselect; torch's topk takes two to three times as long
     return torch.from_numpy(np.argpartition(scores.numpy(), rest, axis=-1)[..., rest:])
@@ -72,7 +77,7 @@ def highest(scores: Tensor, k: int) -> Tensor:
 def _sorted(numbers_M: Tensor, below: int) -> tuple[Tensor, Tensor]:
     """Numbers in ascending order, equal ones as they stood, and where each stood."""
     narrow_M = numbers_M.to(torch.int16 if below < 2**15 else torch.int64)
-    if narrow_M.device.type != "cpu":
+    if not has_numpy(narrow_M):
         return narrow_M.sort(stable=True)
     order_M = torch.from_numpy(np.argsort(narrow_M.numpy(), kind="stable"))  # a radix sort; torch's takes 10 times
     return narrow_M.index_select(0, order_M), order_M

@@ -118,7 +118,8 @@ def _pointer(array: np.ndarray) -> ctypes.c_void_p:
 def _batches(*tensors: Tensor) -> bool:
     """Whether the batched product can take these tensors: on the CPU, float32, rows or columns without gaps."""
     return (
-        all(t.dtype == torch.float32 and t.device.type == "cpu" and t.numel() for t in tensors)
+        not torch.compiler.is_compiling()
+        and all(t.dtype == torch.float32 and t.device.type == "cpu" and t.numel() for t in tensors)
         and all(1 in t.stride()[-2:] for t in tensors)
         and _sgemm_batch() is not None
     )

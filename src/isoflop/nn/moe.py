@@ -102,7 +102,7 @@ class MoE(nn.Module):
         dtype, gate_last = compute_dtype(x_BTD), self.experts.gates_after_norm
         x_ND = x_BTD.reshape(-1, x_BTD.shape[-1]).to(dtype)
         gates_M, w_up, w_down = routing.gates_M.to(dtype), self.w_up.to(dtype), self.w_down.to(dtype)
-        if x_ND.device.type == "cpu":
+        if x_ND.device.type == "cpu" and not torch.compiler.is_compiling():
             inner = None if gate_last else gates_M
             y_ND = experts_in_blocks(x_ND, w_up, w_down, inner, routing.assignment, self.activation)
         else:
