@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from isoflop.nn._threads import spread, threads_to_spread
 from isoflop.nn.dispatch import Assignment, sum_rows
 from isoflop.nn.feed_forward import ALIGNED
-from isoflop.nn.grouped import RowGroups, sizes_of
+from isoflop.nn.grouped import RowGroups, is_watched, sizes_of
 from isoflop.spec.feed_forward import Activation
 
 _BLOCK: Final = 2**20
@@ -64,9 +64,14 @@ def _blocks(sizes: list[int], d_model: int, d_expert: int, up: int) -> list[_Blo
     So it is where there is little to do, or one expert has so much that threads could not share out the rest evenly:
     then each product is divided among them.
     """
-    n_rows, n_filled, threads = sum(sizes), sum(map(bool, sizes)), threads_to_spread()
+    n_rows, n_filled = sum(sizes), sum(map(bool, sizes))
+    threads = threads_to_spread()
     weights = d_model * (up + d_expert)
-    if n_filled * weights + n_rows * weights // _ROWS_PER_READ < _LITTLE or max(sizes) * threads > _UNEVEN * n_rows:
+    if (
+        is_watched()
+        or n_filled * weights + n_rows * weights // _ROWS_PER_READ < _LITTLE
+        or max(sizes) * threads > _UNEVEN * n_rows
+    ):
         return [_Block(slice(0, len(sizes)), slice(0, n_rows), RowGroups(sizes))]
     most = min(_BLOCK // (2 * d_model + up + d_expert), -(-n_rows // (2 * threads)))
     found: list[_Block] = []

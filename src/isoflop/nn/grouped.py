@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 _ROW_MAJOR: Final = 101  # of <cblas.h>
 _PLAIN: Final = 111
@@ -115,10 +116,15 @@ def _pointer(array: np.ndarray) -> ctypes.c_void_p:
     return ctypes.c_void_p(array.ctypes.data)
 
 
+def is_watched() -> bool:
+    """Whether operations are compiled or counted (`torch.utils.flop_counter`): then all must be torch's own."""
+    return torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
+
+
 def _batches(*tensors: Tensor) -> bool:
     """Whether the batched product can take these tensors: on the CPU, float32, rows or columns without gaps."""
     return (
-        not torch.compiler.is_compiling()
+        not is_watched()
         and all(t.dtype == torch.float32 and t.device.type == "cpu" and t.numel() for t in tensors)
         and all(1 in t.stride()[-2:] for t in tensors)
         and _sgemm_batch() is not None
