@@ -25,11 +25,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from benchmarks import harness
-from benchmarks.harness import Row, Spread
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from benchmarks import harness
+from benchmarks.harness import Row, Spread
 from isoflop.nn import Decoder, KVCache, calibrate_thresholds
 from isoflop.spec import AttentionSpec, DecoderSpec, DepthRoutingSpec, FeedForwardSpec, count, memory
 
@@ -185,7 +185,8 @@ def sample(batches: list[int], prompt: int, rounds: int, steps: int) -> list[Row
     shares = [block.kept_share.item() for block in routed(text(4, DENSE.context, seed=9)).depth]
     print(f"sampling after {prompt} tokens, {rounds} rounds of {steps} steps in turn, medians (quartiles)")
     print(f"  calibrated on 16,384 tokens; share kept on others, by block: {', '.join(f'{s:.3f}' for s in shares)}")
-    block = block_times(dense, [m for m in (1, 2, 3, 4, 6, 8, 12, 16, 24) if m <= max(batches) // 4 + 1], prompt // 8)
+    sizes = [m for m in (1, 2, 3, 4, 6, 8, 12, 16, 24) if m <= max(batches) // 4 + 1]
+    block = block_times(dense, sizes, prompt // 8, rounds=min(7, rounds), steps=min(8, steps))
     for batch in batches:
         tokens_BT = text(batch, prompt, seed=20)
         own = Sampler(routed, tokens_BT, (rounds + 1) * steps)
@@ -210,10 +211,12 @@ def sample(batches: list[int], prompt: int, rounds: int, steps: int) -> list[Row
         ]
         ideal = 1 - flops[0] / flops[1]
         ratios = [mine / theirs for mine, theirs in zip(*times, strict=True)]
-        rows = [round(kept * batch) for kept in own.shares]
+        kept_rows = [round(kept * batch) for kept in own.shares]
         routed_blocks = len(ROUTED.routed_layers) / ROUTED.n_layers
         limit = (
-            1 - routed_blocks + ROUTED.n_layers * routed_blocks * sum(map(block, rows)) / len(rows) / median(times[1])
+            1
+            - routed_blocks
+            + ROUTED.n_layers * routed_blocks * sum(map(block, kept_rows)) / len(kept_rows) / median(times[1])
         )
         reached = [(1 - ratio) / ideal for ratio in ratios]
         bar = f"; at least {SAMPLE_BAR}" if batch >= 8 else ""

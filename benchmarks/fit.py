@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks import harness
-from benchmarks.harness import Row
 from scipy.optimize import minimize
 
+from benchmarks import harness
+from benchmarks.harness import Row
 from isoflop import laws
 
 DELTA = 1e-3

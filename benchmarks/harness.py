@@ -204,6 +204,7 @@ class Worker:
         except BrokenPipeError:
             reply = ""
         if not reply:
+            self._process.wait(timeout=20)  # what it has to say about its end comes last
             self._log.seek(0)
             raise RuntimeError(f"{self._module} died in {function}:\n{self._log.read()[-4000:]}")
         answer = json.loads(reply)

@@ -20,7 +20,6 @@ from random import Random
 
 from benchmarks import harness, models
 from benchmarks.harness import Row, Worker
-
 from isoflop.spec import DecoderSpec, count, spec_to_dict
 
 OURS, THEIRS = "benchmarks.side_isoflop", "benchmarks.side_transformers"

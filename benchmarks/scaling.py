@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks.harness import Row, Spread, Worker
 from scipy import stats
 from tests.report import synthetic_study
 
 from benchmarks import fit, harness, models, train
+from benchmarks.harness import Row, Spread, Worker
 from isoflop import laws
 from isoflop.report import write_report
 from isoflop.report.style import LIGHT, grid, log_axis, outer, title

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks import harness, profiling
 from safetensors.torch import save_file
 from torch import Tensor
 
+from benchmarks import harness, profiling
 from isoflop.data import Batches, TokenData, evaluation_windows
 from isoflop.nn import Decoder, calibrate_thresholds
 from isoflop.nn.moe import MoE

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 import transformers
-from benchmarks import harness, profiling
 from safetensors.torch import load_file
+
+from benchmarks import harness, profiling
 
 IMPLEMENTATIONS = ("grouped_mm", "eager", "batched_mm")
 GATHERED_LIMIT = 2**31

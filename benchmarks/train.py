@@ -25,7 +25,6 @@ from typing import Any
 
 from benchmarks import harness, models, profiling
 from benchmarks.harness import Row, Worker
-
 from isoflop.data import prepare
 from isoflop.nn import _memory
 from isoflop.spec import DecoderSpec, count, spec_to_dict

@@ -5,9 +5,9 @@ import subprocess
 import sys
 
 import pytest
-from benchmarks.harness import Row, Spread
 
 from benchmarks import harness, profiling
+from benchmarks.harness import Row, Spread
 
 
 def test_spread_has_median_quartiles_and_range():
