@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.harness import Row, Worker, in_turn
 from safetensors.torch import save_file
 
 from benchmarks import harness
+from benchmarks.harness import Row, Worker, in_turn
 from isoflop.nn import MoE, keep_freed_memory
 from isoflop.nn._threads import spread
 from isoflop.nn.feed_forward import FeedForward
