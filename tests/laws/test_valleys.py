@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from isoflop.errors import InputError
-from isoflop.laws import RunTable, allocation_of, published, ratio_valleys
+from isoflop.laws import RunTable, allocation_of, published, ratio_valleys, shared_valley
 
 LAW = published("li-2026")
 NOISE, DEPTH = 0.003, 0.03
@@ -110,3 +110,82 @@ def test_to_dict_is_plain():
     assert document["sparsity"] == 0.5
     assert set(document["costs"]) == {"0.5", "2"}
     assert "log_ratio_draws" not in document
+
+
+def faint(seed, *, depth=0.01, noise=0.012, budgets=(3e11, 1e12, 3e12), sparsities=(0.5, 0.875, 0.97), other=None):
+    """Runs of valleys that are hardly deeper than the noise: ln r* = .2 - .3 ln(1-S) + .15 ln(C/1e12)."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for sparsity in sparsities:
+        for budget in budgets:
+            best = 0.2 - 0.3 * np.log(1 - sparsity) + 0.15 * np.log(budget / 1e12)
+            own = other if other is not None and budget == budgets[0] else depth
+            for ratio in (0.25, 0.45, 0.8, 1.4, 2.4, 4.0):
+                loss = 1.5 + 0.1 * sparsity + own * (np.log(ratio) - best) ** 2 + noise * rng.standard_normal()
+                row = {"run_id": f"{len(rows)}", "status": "done", "budget": budget, "flops": budget}
+                rows.append({**row, "sparsity": sparsity, "expert_attention_ratio": ratio, "loss": float(loss)})
+    return RunTable(rows)
+
+
+def test_one_depth_for_all_groups_recovers_a_planted_truth():
+    found = shared_valley(ratio_valleys(faint(0, noise=1e-6)))
+    assert found.depth == pytest.approx(0.01, rel=1e-3)
+    assert found.noise == pytest.approx(1e-6, rel=0.5)
+    assert found.law.parameters["p"] == pytest.approx(-0.3, abs=1e-3)
+    assert found.law.parameters["B"] == pytest.approx(0.15, abs=1e-3)
+    assert found.law.parameters["q"] == 0
+    at = {"flops": np.array([1e12]), "sparsity": np.array([0.0])}
+    assert found.law.form.predict(at, found.law.parameters)[0] == pytest.approx(np.exp(0.2), rel=1e-3)
+    pinned = shared_valley(ratio_valleys(faint(0, noise=1e-6)), pinned={"B": 0.15}, draws=0)
+    assert pinned.law.parameters["p"] == pytest.approx(-0.3, abs=1e-3)
+    assert set(pinned.law.pinned) == {"B", "q"}
+
+
+def test_intervals_of_a_faint_shared_valley_hold_the_truth():
+    held, deep, sure, misfits = [], [], [], []
+    at = {"flops": np.array([1e12]), "sparsity": np.array([0.875])}
+    truth = np.exp(0.2 - 0.3 * np.log(0.125))
+    for seed in range(60):
+        valleys = ratio_valleys(faint(seed), draws=50)
+        found = shared_valley(valleys, seed=seed)
+        low, high = np.quantile(found.depth_draws, [0.05, 0.95])
+        deep.append(low <= 0.01 <= high)
+        sure.append(low > 0)
+        misfits.append(found.misfit)
+        drawn = found.law.form.predict(at, {name: values[:, None] for name, values in found.law.draws.items()})
+        low, high = np.quantile(drawn, [0.05, 0.95])
+        held.append(low <= truth <= high)
+        assert not all(valley.ratio_interval is not None for valley in valleys)  # one by one they say little
+    assert np.mean(held) > 0.8
+    assert np.mean(deep) > 0.8
+    assert np.mean(sure) > 0.9
+    assert 0.3 < np.mean(misfits) < 0.7
+
+
+def test_groups_that_do_not_share_their_depth_are_found_out():
+    assert shared_valley(ratio_valleys(faint(0, noise=0.003, other=0.05))).misfit < 0.01
+
+
+def test_a_shared_hill_has_no_law():
+    found = shared_valley(ratio_valleys(faint(0, depth=-0.02, noise=0.003)))
+    assert found.depth < 0
+    assert found.law is None
+
+
+def test_shared_valleys_of_one_budget_and_sparsity_have_one_best_ratio():
+    found = shared_valley(ratio_valleys(faint(0, noise=1e-6, budgets=(1e12,), sparsities=(0.5,))))
+    assert found.law.pinned == {"p": 0.0, "B": 0.0, "q": 0.0}
+    assert found.law.parameters["A"] == pytest.approx(np.exp(0.2 + 0.3 * np.log(2)), rel=1e-3)
+
+
+def test_shared_valleys_refuse_what_they_do_not_know():
+    valleys = ratio_valleys(faint(0))
+    with pytest.raises(InputError, match="one depth for all valleys knows p and B alone, and q = 0"):
+        shared_valley(valleys, pinned={"q": 0.2})
+    few = RunTable(
+        [row for row in faint(0, budgets=(1e12,), sparsities=(0.5,)).rows if row["expert_attention_ratio"] < 1]
+    )
+    with pytest.raises(InputError, match="3 rows in 1 groups leave nothing to estimate the noise from"):
+        shared_valley(ratio_valleys(few))
+    with pytest.raises(InputError, match="no group has runs at three ratios"):
+        shared_valley(ratio_valleys(RunTable(few.rows[:2])))

@@ -71,10 +71,12 @@ def valleys(
     with options_as_typed(_OPTIONS):
         found = laws.ratio_valleys(table, names, level=level, draws=draws, seed=seed)
         try:
-            law = laws.best_ratio_of(found, convention=convention, source=table.source)
+            law = laws.best_ratio_of(found, convention=convention, source=table.source, level=level)
         except InputError as error:
             refusal = str(error)
         depth, depth_interval, _, spread = laws.pooled_depth(found, level=level)
+        if law is not None and law.misfit is not None:
+            depth, depth_interval, spread = law.depth, law.depth_interval, 1.0
         figures: list[Path] = []
         if plots is not None:
             from isoflop.report import write_valley_figures
@@ -93,6 +95,9 @@ def valleys(
                 raise InputError(f"out is {out}, but there is no law to write: {refusal}")
             laws.save_best_ratio(law, out)
 
+
+_SUSPICIOUS: Final = 0.05
+"""Probability of a better fit by chance below which one depth and one law are doubted."""
 
 Depth = tuple[float | None, tuple[float, float] | None, float]
 
@@ -185,8 +190,20 @@ def _sentences(
             said.append(f"the law has status {fitted.status}: {fitted.message.rstrip('.')}.")
         if not fitted.draws:
             said.append("how sure the law is, is not known: in no draw do all groups have a valley.")
-        inside = sum(valley.inside for valley in found)
-        said.append(f"the law goes through {inside} of {len(found)} minima, those inside the ratios that were run.")
+        if law.misfit is None:
+            said.append(f"the law goes through the minima of all {len(found)} groups.")
+        else:
+            clear = sum(valley.inside and valley.ratio_interval is not None for valley in found)
+            said.append(
+                f"the law and one depth are fitted to all rows at once, since {len(found) - clear} of {len(found)} "
+                "groups have no clear valley of their own; "
+                + (
+                    f"parabolas of their own fit better than chance explains (p = {law.misfit:.2g}): depths differ, or "
+                    "best ratios move in ways that the law does not know."
+                    if law.misfit < _SUSPICIOUS
+                    else f"parabolas of their own do not fit better than chance explains (p = {law.misfit:.2g})."
+                )
+            )
     return said
 
 

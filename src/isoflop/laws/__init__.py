@@ -45,7 +45,7 @@ from isoflop.laws.repeats import LackOfFit, NoiseFloor, lack_of_fit, noise_floor
 from isoflop.laws.result import Fit
 from isoflop.laws.shared import SharedFit, fit_shared
 from isoflop.laws.table import RunTable, joined
-from isoflop.laws.valleys import Valley, allocation_of, ratio_valleys
+from isoflop.laws.valleys import SharedValley, Valley, allocation_of, ratio_valleys, shared_valley
 from isoflop.laws.writing import write_runs
 
 __all__ = [
@@ -79,6 +79,7 @@ __all__ = [
     "Routed",
     "RunTable",
     "SharedFit",
+    "SharedValley",
     "Sparsity",
     "Unified",
     "Valley",
@@ -110,5 +111,6 @@ __all__ = [
     "read_runs",
     "save_best_ratio",
     "save_fit",
+    "shared_valley",
     "write_runs",
 ]

@@ -31,6 +31,12 @@ class Parabola:
             self._root = np.linalg.inv(np.linalg.qr(design, mode="r"))
 
     @property
+    def moments(self) -> np.ndarray:
+        """n, Σx, Σx², Σx³, Σx⁴, Σy, Σxy, Σx²y, Σy² of the rows, y the loss: all that least squares asks of them."""
+        powers = [np.sum(self.x**power) for power in range(5)]
+        return np.array([*powers, *(np.sum(self.loss * self.x**power) for power in range(3)), np.sum(self.loss**2)])
+
+    @property
     def spare(self) -> int:
         """Rows beyond the three that a parabola takes."""
         return len(self.x) - 3 if self.coefficients is not None else 0

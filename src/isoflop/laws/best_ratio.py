@@ -15,9 +15,10 @@ from isoflop.laws.law import Law
 from isoflop.laws.numbers import exponent
 from isoflop.laws.published import PUBLISHED, published
 from isoflop.laws.result import Fit
-from isoflop.laws.valleys import Valley, allocation_and_draws
+from isoflop.laws.valleys import Valley, allocation_and_draws, shared_valley
 
 _TARGET: Final = "expert_attention_ratio"
+_SHARED_DRAWS: Final = 1000
 _SAME: Final = {"sparsity": 1.0, "flops": 1.0, "context": 2.0}
 """How many times beyond what was measured on a value still counts as measured, unless the law says otherwise."""
 
@@ -63,12 +64,15 @@ class BestRatio:
     depth: float | None = None
     """v, nats per squared ln r, pooled over all valleys; None where it is not known."""
     depth_interval: Interval | None = None
-    """90% interval of it."""
+    """Interval of it, 90% unless `best_ratio_of` was told otherwise."""
     depth_draws: np.ndarray = field(default_factory=lambda: np.zeros(0), repr=False, compare=False)
     """Draws of it [B], each of the same parabolas as the law's draw; empty without draws of the law."""
     spread: float = 1.0
     """How many times farther the valleys' depths lie from the pooled one than their noise explains; at least 1, and the
     interval and the draws of the depth are wider by it (the scale factor of the Particle Data Group)."""
+    misfit: float | None = None
+    """Where the groups share depth and law because their own valleys are too faint (`shared_valley`): the probability
+    of parabolas of their own fitting this much better by chance. None: the law goes through their minima."""
     range: Mapping[str, Interval] = field(default_factory=dict)
     """Smallest and largest expert_attention_ratio, flops, sparsity and context that it was measured on."""
     n_valleys: int = 0
@@ -152,6 +156,7 @@ class BestRatio:
             "depth_interval": None if self.depth_interval is None else list(self.depth_interval),
             "depth_draws": self.depth_draws.tolist(),
             "spread": self.spread,
+            "misfit": self.misfit,
             "range": {name: list(ends) for name, ends in self.range.items()},
             "n_valleys": self.n_valleys,
             "n_rows": self.n_rows,
@@ -179,6 +184,7 @@ class BestRatio:
                 depth_interval=None if interval is None else (float(interval[0]), float(interval[1])),
                 depth_draws=np.array(values["depth_draws"], dtype=float),
                 spread=float(values["spread"]),
+                misfit=None if values["misfit"] is None else float(values["misfit"]),
                 range={name: (float(ends[0]), float(ends[1])) for name, ends in values["range"].items()},
                 n_valleys=int(values["n_valleys"]),
                 n_rows=int(values["n_rows"]),
@@ -211,8 +217,12 @@ def best_ratio_of(
     pinned: Mapping[str, float] | None = None,
     convention: str | None = None,
     source: str = "the valleys",
+    level: float = 0.9,
 ) -> BestRatio:
-    """The law through valleys (see `allocation_of`), and their depth.
+    """The best ratio's law and the depth of the valley about it.
+
+    Where every group has a valley of its own, the law goes through their minima (see `allocation_of`). Where some are
+    too faint for that, all groups share one depth and one law (see `shared_valley`, which knows no q).
 
     Args:
         valleys: of `ratio_valleys`.
@@ -220,10 +230,10 @@ def best_ratio_of(
         pinned: parameters of the law that are given.
         convention: how the ratio was counted; default: as the FLOPs of its runs.
         source: where the runs are from.
+        level: of the interval of the depth.
 
     Raises:
-        InputError: if fewer valleys than parameters lie inside the ratios that were run, or they were counted in
-            several ways.
+        InputError: if the groups together are a hill or too few, or they were counted in several ways.
     """
     named = dict.fromkeys(valley.convention for valley in valleys)
     if len(named) > 1:
@@ -231,8 +241,16 @@ def best_ratio_of(
             f"{source} counts FLOPs by {' and '.join(str(name or 'nothing that is said') for name in named)}; count "
             "all of them one way, or keep the rows of one."
         )
-    law, used = allocation_and_draws(valleys, draws=draws, pinned=pinned)
-    depth, interval, drawn, spread = pooled_depth(valleys)
+    misfit: float | None = None
+    if all(valley.inside and valley.ratio_interval is not None for valley in valleys):
+        law, used = allocation_and_draws(valleys, draws=draws, pinned=pinned)
+        depth, interval, drawn, spread = pooled_depth(valleys, level=level)
+    else:
+        shared = shared_valley(valleys, draws=_SHARED_DRAWS, pinned=pinned)
+        if shared.law is None:
+            raise InputError(f"the {len(valleys)} groups together are a hill in ln r, so that they show no best ratio.")
+        law, used, depth, spread, misfit = shared.law, shared.used.tolist(), shared.depth, 1.0, shared.misfit
+        drawn, interval = shared.depth_draws, _ends(shared.depth_draws, level)
     contexts = [end for valley in valleys for end in valley.context_range or ()]
     spans = {
         _TARGET: _span([end for valley in valleys for end in valley.ratio_range]),
@@ -247,6 +265,7 @@ def best_ratio_of(
         depth_interval=interval,
         depth_draws=drawn[used] if len(drawn) else drawn,
         spread=spread,
+        misfit=misfit,
         range=spans,
         n_valleys=len(valleys),
         n_rows=sum(valley.n_rows for valley in valleys),

@@ -5,11 +5,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 import numpy as np
+from scipy.stats import f as f_distribution
 
 from isoflop.errors import InputError
 from isoflop.laws._parabola import Interval, Parabola, central, groups_of, pooled_noise
 from isoflop.laws._rows import CONVENTION, Runs
 from isoflop.laws.fitting import fit
+from isoflop.laws.forms import form_named
 from isoflop.laws.result import Fit
 from isoflop.laws.table import RunTable
 
@@ -17,6 +19,9 @@ WRONG: Final = (0.5, 2.0)
 """Multiples of the best ratio whose cost is told."""
 
 _COLUMN = "expert_attention_ratio"
+
+_DOUBT: Final = 0.05
+"""Share of draws without a valley from which on there may be none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +68,10 @@ class Valley:
     """Draws of ln r* [B], NaN where a draw has no valley."""
     curvature_draws: np.ndarray = field(repr=False, compare=False)
     """Draws of the curvature [B], of the same parabolas."""
+    moments: np.ndarray = field(repr=False, compare=False)
+    """Sums over the rows for least squares (see _parabola.Parabola.moments)."""
+    squares: float = field(repr=False, compare=False)
+    """Sum of the squares about the parabola."""
 
     @property
     def depth(self) -> float | None:
@@ -179,6 +188,8 @@ def _valley(
         convention=_convention(rows),
         log_ratio_draws=places,
         curvature_draws=depths,
+        moments=parabola.moments,
+        squares=parabola.squares,
     )
 
 
@@ -247,21 +258,8 @@ def allocation_and_draws(
     weights = np.where(known, 1 / np.where(known, spread, 1) ** 2, 0)
     weights = weights / weights.mean() if known.all() else np.ones(len(own))
 
-    def rows(ratios: np.ndarray) -> RunTable:
-        return RunTable(
-            {
-                "run_id": f"valley-{index}",
-                "flops": valley.flops,
-                "sparsity": valley.sparsity,
-                _COLUMN: float(ratio),
-                "weight": float(weight),
-                CONVENTION: valley.convention or "given",
-            }
-            for index, (valley, ratio, weight) in enumerate(zip(own, ratios, weights, strict=True))
-        )
-
     def fitted(ratios: np.ndarray) -> Fit:
-        return fit(rows(ratios), "allocation", huber_delta=None, weights="weight", pinned=fixed)
+        return fit(_minima(own, ratios, weights), "allocation", huber_delta=None, weights="weight", pinned=fixed)
 
     found = fitted(np.array([valley.ratio for valley in own]))
     drawn = [valley.log_ratio_draws for valley in own]
@@ -271,6 +269,150 @@ def allocation_and_draws(
     if not refits:
         return found, []
     return replace(found, draws={name: np.array([each[name] for each in refits]) for name in found.parameters}), used
+
+
+def _minima(valleys: Sequence[Valley], ratios: np.ndarray, weights: np.ndarray) -> RunTable:
+    """One row for each valley, as law allocation reads it."""
+    return RunTable(
+        {
+            "run_id": f"valley-{index}",
+            "flops": valley.flops,
+            "sparsity": valley.sparsity,
+            _COLUMN: float(ratio),
+            "weight": float(weight),
+            CONVENTION: valley.convention or "given",
+        }
+        for index, (valley, ratio, weight) in enumerate(zip(valleys, ratios, weights, strict=True))
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedValley:
+    """One depth for all groups, and their r* on one law: r* = A (1−S)^p C^B."""
+
+    depth: float
+    """v, nats per squared ln r; negative where the groups together are a hill."""
+    depth_draws: np.ndarray = field(repr=False)
+    """Draws of it [B]."""
+    law: Fit | None
+    """r*(C, S) with the draws [B'] that have a valley; None on a hill."""
+    used: np.ndarray = field(repr=False)
+    """Which draws these are [B']."""
+    noise: float
+    """Standard deviation of one run's loss about it, nats."""
+    misfit: float
+    """Probability of parabolas of their own fitting this much better by chance (F test)."""
+
+
+def shared_valley(
+    valleys: Sequence[Valley], *, draws: int = 400, seed: int = 0, pinned: Mapping[str, float] | None = None
+) -> SharedValley:
+    """Fit loss = a_group + v (ln r − ln r*(C, S))², r* = A (1−S)^p C^B, to the rows of all groups at once.
+
+    Faint valleys say little one by one: of some not even whether they are one. Together they may. Expanded, the model
+    is linear in v and its products with ln A, p and B, so that it is one least-squares problem, with exact draws, and
+    every row counts, those of hills and edges too. What it assumes is that groups share their depth and that q = 0 in
+    the published form; `misfit` tests both.
+
+    Args:
+        valleys: of `ratio_valleys`.
+        draws: of the coefficients, normal with the least-squares covariance and a drawn noise.
+        seed: of the draws.
+        pinned: p or B given; with one sparsity p is 0, with one budget B.
+
+    Raises:
+        InputError: if no group has three ratios, the rows leave nothing to estimate the noise from, or A or another q
+            than 0 is pinned.
+    """
+    fixed = dict(pinned or {})
+    if not set(fixed) <= {"p", "B", "q"} or fixed.get("q", 0.0):
+        raise InputError(f"pinned is {', '.join(fixed)}; one depth for all valleys knows p and B alone, and q = 0.")
+    own = [valley for valley in valleys if valley.curvature is not None]
+    if not own:
+        raise InputError("no group has runs at three ratios or more, which a valley takes; add ratios.")
+    if len({f"{valley.sparsity:.3g}" for valley in own}) < 2:
+        fixed.setdefault("p", 0.0)
+    if len({f"{valley.flops:.3g}" for valley in own}) < 2:
+        fixed.setdefault("B", 0.0)
+    names = [name for name in ("A", "p", "B") if name not in fixed]
+    log_flops = np.log([valley.flops for valley in own])
+    centre = float(np.mean(log_flops))
+    known = {"A": np.ones(len(own)), "p": np.log(1 - np.array([v.sparsity for v in own])), "B": log_flops - centre}
+    given = sum((fixed.get(name, 0.0) * known[name] for name in ("p", "B")), np.zeros(len(own)))
+    size = len(own) + len(names) + 1
+    normal, right, squares = np.zeros((size, size)), np.zeros(size), 0.0
+    for group, valley in enumerate(own):
+        n, x1, x2, x3, x4, y, xy, xxy, yy = valley.moments
+        # the group's own constant, then columns −2 x·feature, and last x² − 2 x·given
+        features, m = np.array([known[name][group] for name in names]), given[group]
+        inner = slice(len(own), size - 1)
+        normal[group, group] = n
+        normal[group, inner] = normal[inner, group] = -2 * x1 * features
+        normal[group, -1] = normal[-1, group] = x2 - 2 * m * x1
+        normal[inner, inner] += 4 * x2 * np.outer(features, features)
+        normal[inner, -1] += -2 * (x3 - 2 * m * x2) * features
+        normal[-1, inner] = normal[inner, -1]
+        normal[-1, -1] += x4 - 4 * m * x3 + 4 * m * m * x2
+        right[group] = y
+        right[inner] += -2 * xy * features
+        right[-1] += xxy - 2 * m * xy
+        squares += yy
+    rows = sum(valley.n_rows for valley in own)
+    spare = rows - size
+    if spare < 1:
+        raise InputError(f"{rows} rows in {len(own)} groups leave nothing to estimate the noise from; add runs.")
+    solved = np.linalg.solve(normal, right)
+    residual = max(squares - float(right @ solved), 0.0)
+    free = rows - 3 * len(own)
+    rng = np.random.default_rng(seed)
+    spread = np.sqrt(residual / rng.chisquare(spare, size=draws)) if draws else np.zeros(0)
+    root = np.linalg.cholesky(np.linalg.inv(normal))
+    drawn = solved + spread[:, None] * (rng.standard_normal((len(spread), size)) @ root.T)
+    misfit = float("nan")
+    if free > 0 and spare > free:
+        apart = sum(valley.squares for valley in own)
+        ratio = (residual - apart) / (spare - free) / (apart / free) if apart > 0 else np.inf
+        misfit = float(f_distribution.sf(ratio, spare - free, free))
+    used = np.flatnonzero(drawn[:, -1] > 0)
+    law = None
+    if solved[-1] > 0:
+        first = len(own)
+
+        def constants(values: np.ndarray) -> dict[str, np.ndarray]:
+            """Parameters from coefficients [..., size]."""
+            each = {name: values[..., first + i] / values[..., -1] for i, name in enumerate(names)}
+            each |= {name: np.full_like(each["A"], value) for name, value in fixed.items() if name != "q"}
+            with np.errstate(over="ignore"):
+                each["A"] = np.exp(each["A"] - each["B"] * centre)
+            return each | {"q": np.zeros_like(each["A"])}
+
+        best = {name: float(value) for name, value in constants(solved).items()}
+        columns = {"flops": np.exp(log_flops), "sparsity": np.array([valley.sparsity for valley in own])}
+        ratios = form_named("allocation").predict(columns, best)
+        visible = float(np.mean(drawn[:, -1] > 0)) > 1 - _DOUBT if len(drawn) else False
+        law = Fit(
+            form=form_named("allocation"),
+            parameters=best,
+            status="converged" if visible else "not_identified",
+            message="least squares over all rows, one depth for all groups"
+            + ("." if visible else "; the valley may be flat, and any ratio the best."),
+            objective=residual / 2,
+            condition=float(np.linalg.cond(normal / np.sqrt(np.outer(np.diag(normal), np.diag(normal))))),
+            n_left_out=0,
+            huber_delta=None,
+            pinned=fixed | {"q": 0.0},
+            residuals=np.zeros(len(own)),
+            draws=constants(drawn[used]),
+            runs=_minima(own, ratios, np.ones(len(own))),
+        )
+    return SharedValley(
+        depth=float(solved[-1]),
+        depth_draws=drawn[:, -1],
+        law=law,
+        used=used,
+        noise=float(np.sqrt(residual / spare)),
+        misfit=misfit,
+    )
 
 
 def _sd(valley: Valley) -> float:
