@@ -4,9 +4,9 @@
     python -m benchmarks.layer --quick
 
 Five shapes, float32, 4,096 tokens, forward and backward, router included in the time and not in the FLOPs. `dense` is
-isoflop.nn.FeedForward of width d_ff in the same process. transformers runs Qwen3-MoE's block on the same weights (outputs
-are compared first) with the fastest of its `experts_implementation`s, in processes of its own that take turns with ours:
-as it comes (`transformers`), and told to keep freed memory, as isoflop does (`…, tuned`).
+isoflop.nn.FeedForward of width d_ff in the same process. transformers runs Qwen3-MoE's block on the same weights
+(outputs are compared first) with the fastest of its `experts_implementation`s, in processes of its own that take turns
+with ours: as it comes (`transformers`), and told to keep freed memory, as isoflop does (`…, tuned`).
 
 The limit is what the layer would take if its products ran at the rate that single-thread products of the experts' own
 shapes reach here on all threads, and everything else moved its bytes at the speed of a copy: rows in (x twice, the

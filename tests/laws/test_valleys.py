@@ -189,3 +189,8 @@ def test_shared_valleys_refuse_what_they_do_not_know():
         shared_valley(ratio_valleys(few))
     with pytest.raises(InputError, match="no group has runs at three ratios"):
         shared_valley(ratio_valleys(RunTable(few.rows[:2])))
+    paired = RunTable(
+        [row for row in faint(0).rows if (row["budget"], row["sparsity"]) in ((3e11, 0.5), (1e12, 0.875))]
+    )
+    with pytest.raises(InputError, match="p and B cannot be told apart"):
+        shared_valley(ratio_valleys(paired))

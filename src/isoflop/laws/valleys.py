@@ -20,6 +20,9 @@ WRONG: Final = (0.5, 2.0)
 
 _COLUMN = "expert_attention_ratio"
 
+_SINGULAR: Final = 1e12
+"""Condition number of the scaled normal equations beyond which they have no solution."""
+
 _DOUBT: Final = 0.05
 """Share of draws without a valley from which on there may be none."""
 
@@ -321,8 +324,8 @@ def shared_valley(
         pinned: p or B given; with one sparsity p is 0, with one budget B.
 
     Raises:
-        InputError: if no group has three ratios, the rows leave nothing to estimate the noise from, or A or another q
-            than 0 is pinned.
+        InputError: if no group has three ratios, the rows leave nothing to estimate the noise from or cannot tell p
+            from B, or A or another q than 0 is pinned.
     """
     fixed = dict(pinned or {})
     if not set(fixed) <= {"p", "B", "q"} or fixed.get("q", 0.0):
@@ -361,6 +364,12 @@ def shared_valley(
     spare = rows - size
     if spare < 1:
         raise InputError(f"{rows} rows in {len(own)} groups leave nothing to estimate the noise from; add runs.")
+    scale = np.sqrt(np.diag(normal))
+    if np.linalg.cond(normal / np.outer(scale, scale)) > _SINGULAR:
+        raise InputError(
+            f"the sparsities and budgets of {len(own)} groups move together, so that p and B cannot be told apart; "
+            "add groups, or pin one of them."
+        )
     solved = np.linalg.solve(normal, right)
     residual = max(squares - float(right @ solved), 0.0)
     free = rows - 3 * len(own)
@@ -397,7 +406,7 @@ def shared_valley(
             message="least squares over all rows, one depth for all groups"
             + ("." if visible else "; the valley may be flat, and any ratio the best."),
             objective=residual / 2,
-            condition=float(np.linalg.cond(normal / np.sqrt(np.outer(np.diag(normal), np.diag(normal))))),
+            condition=float(np.linalg.cond(normal / np.outer(scale, scale))),
             n_left_out=0,
             huber_delta=None,
             pinned=fixed | {"q": 0.0},
