@@ -205,3 +205,35 @@ def test_a_forked_process_has_threads_of_its_own(threads):
         spread([1, 2], list)
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize("router", [{}, {"renormalise": False}, {"balance": "bias"}, {"score_order": "topk_softmax"}])
+@pytest.mark.parametrize(("granularity", "output_norm", "shared"), [(4, True, 0), (4, False, 1), (1, False, 0)])
+def test_sampling_computes_what_the_forward_does(router, granularity, output_norm, shared):
+    experts_spec = ExpertsSpec(
+        granularity=granularity,
+        expansion_rate=4,
+        output_norm=output_norm,
+        shared_experts=shared,
+        router=RouterSpec(**router),
+    )
+    layer = MoE(d_model=12, d_ff=32, experts=experts_spec)
+    if "balance" in router:
+        layer.router.bias_X.normal_()
+    with torch.no_grad():
+        for shape in ((1, 1), (3, 1), (2, 5), (1, 400)):
+            x_BTD = torch.randn(*shape, 12)
+            torch.testing.assert_close(layer.sample(x_BTD), layer(x_BTD)[0], rtol=1e-5, atol=1e-6)
+            wide = torch.randn(*shape, 24)[..., :12]  # rows with gaps
+            torch.testing.assert_close(layer.sample(wide), layer(wide)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_sampling_takes_the_few_rows_path_where_it_can(monkeypatch):
+    layer = MoE(d_model=12, d_ff=32, experts=ExpertsSpec(granularity=4, expansion_rate=4))
+    ran = []
+    monkeypatch.setattr("isoflop.nn.moe.experts_of_few", lambda *a: ran.append(1) or experts.experts_of_few(*a))
+    with torch.no_grad():
+        layer.sample(torch.randn(1, 2, 12))
+        layer.double()
+        layer.sample(torch.randn(1, 2, 12, dtype=torch.float64))
+    assert len(ran) == (1 if grouped._sgemm_batch() is not None else 0)

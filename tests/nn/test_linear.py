@@ -4,12 +4,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from isoflop.nn import linear as few
 from isoflop.nn.linear import linear
 
 
 @pytest.mark.parametrize("w_shape", [(96, 32), (32, 96), (32, 32)])
 @pytest.mark.parametrize("rows", [(0,), (1,), (2,), (3, 1), (2, 2), (8,), (9,), (1, 1, 1)])
-def test_few_rows_equal_torchs_product(rows, w_shape):
+@pytest.mark.parametrize("intel", [True, False])
+def test_few_rows_equal_torchs_product(rows, w_shape, intel, monkeypatch):
+    monkeypatch.setattr(few, "_LARGE", 0)
+    monkeypatch.setattr(few, "_is_intel", lambda: intel)
     generator = torch.Generator().manual_seed(0)
     w_FD = torch.randn(w_shape, generator=generator, dtype=torch.float64)
     x = torch.randn(*rows, w_shape[1], generator=generator, dtype=torch.float64)

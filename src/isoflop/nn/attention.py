@@ -58,7 +58,7 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Attend from each token to itself and the ones before it.
 
-        `rotary`: cos and sin, [T, 1, h/2] or [B, T, 1, h/2]; default: positions 0 to T−1. `cache`: keys and values of
+        `rotary`: cos and sin, [T, 1, h] or [B, T, 1, h]; default: positions 0 to T−1. `cache`: keys and values of
         earlier tokens, to which this block (`layer`) appends; `mask`: what `cache.mask` returned.
         """
         spec = self.spec

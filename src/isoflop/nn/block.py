@@ -26,7 +26,7 @@ class Place:
     """Where the tokens of a forward pass stand."""
 
     rotary: tuple[Tensor, Tensor]
-    """cos and sin of their positions, [T, 1, h/2] or [B, T, 1, h/2]."""
+    """cos and sin of their positions, [T, 1, h] or [B, T, 1, h]."""
     cache: KVCache | None = None
     """Keys and values of earlier tokens."""
     mask: Tensor | None = None
@@ -116,7 +116,7 @@ class Block(nn.Module):
         if self.depth_router is None or self.routes_feed_forward_only:
             x_BTD = x_BTD + self.attend(x_BTD, place.rotary, place.cache, place.mask)
             if self.depth_router is None:
-                y_BTD, experts = self.feed(x_BTD)
+                y_BTD, experts = self.feed(x_BTD, sampling=place.cache is not None)
                 return x_BTD + y_BTD, experts, None
         kept = self.choose(x_BTD, place)
         if kept.rows_M.numel() == 0:
@@ -151,8 +151,8 @@ class Block(nn.Module):
         """What a depth-routed block adds to its kept tokens, before the gate."""
         attended_ACD = self.attend_kept(x_ACD, kept, place)
         if attended_ACD is None:
-            return self.feed(x_ACD)
-        y_ACD, experts = self.feed(x_ACD + attended_ACD)
+            return self.feed(x_ACD, sampling=place.cache is not None)
+        y_ACD, experts = self.feed(x_ACD + attended_ACD, sampling=place.cache is not None)
         return attended_ACD + y_ACD, experts
 
     def attend_kept(self, x_ACD: Tensor, kept: Kept, place: Place) -> Tensor | None:
@@ -178,10 +178,15 @@ class Block(nn.Module):
         y_BTD: Tensor = self.attention(normed_BTD, rotary=rotary, cache=cache, layer=self.layer, mask=mask)
         return y_BTD
 
-    def feed(self, x_BTD: Tensor) -> tuple[Tensor, ExpertStatistics | None]:
-        """What the feed-forward layer or the experts add to the residual stream, and the experts' statistics."""
+    def feed(self, x_BTD: Tensor, *, sampling: bool = False) -> tuple[Tensor, ExpertStatistics | None]:
+        """What the feed-forward layer or the experts add to the residual stream, and the experts' statistics.
+
+        While sampling without gradients there are no statistics.
+        """
         normed_BTD = self.feed_forward_input(x_BTD)
         if isinstance(self.feed_forward, MoE):
+            if sampling and not torch.is_grad_enabled():
+                return self.feed_forward.sample(normed_BTD), None
             y_BTD, statistics = self.feed_forward(normed_BTD)
             return y_BTD, statistics
         return self.feed_forward(normed_BTD), None
@@ -192,7 +197,7 @@ class Block(nn.Module):
 
 
 def _at(table: Tensor, kept: Kept) -> Tensor:
-    """Rows of a rotary table [T, 1, h/2] or [B, T, 1, h/2] at the kept tokens, [A, C, 1, h/2]."""
+    """Rows of a rotary table [T, 1, h] or [B, T, 1, h] at the kept tokens, [A, C, 1, h]."""
     if table.ndim == 3:
         if table.shape[0] == 1:
             return table

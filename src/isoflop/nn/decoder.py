@@ -36,7 +36,7 @@ class DecoderOutput:
     logits_BTV: Tensor
     """Unnormalised log-probabilities of the next token."""
     experts: tuple[ExpertStatistics, ...]
-    """One per MoE block, in order; empty for a dense model."""
+    """One per MoE block, in order; empty for a dense model, and while sampling (with a cache, without gradients)."""
     depth: tuple[DepthStatistics, ...] = ()
     """One per depth-routed block, in order."""
 
@@ -167,7 +167,7 @@ class Decoder(nn.Module):
         return F.linear(normed_BTD, self.embedding_VD if self.spec.tied_head else self.head_VD)
 
     def rotary(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return cos and sin of all positions of the context, [context, 1, h/2]."""
+        """Return cos and sin of all positions of the context, [context, 1, h]."""
         if torch.is_inference_mode_enabled():
             # A table made there could never be part of a later backward pass.
             with torch.inference_mode(False):

@@ -10,14 +10,15 @@ swiglu, else F), R rows of a block.
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from isoflop.nn._threads import spread, threads_to_spread
 from isoflop.nn.dispatch import Assignment, sum_rows
-from isoflop.nn.feed_forward import ALIGNED
-from isoflop.nn.grouped import RowGroups, is_watched, sizes_of
+from isoflop.nn.feed_forward import ALIGNED, activate
+from isoflop.nn.grouped import RowGroups, is_watched, rows_times, sizes_of
 from isoflop.spec.feed_forward import Activation
 
 _BLOCK: Final = 2**20
@@ -50,6 +51,23 @@ def experts_in_blocks(
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
     y: Tensor = _Experts.apply(*inputs, assignment, activation, keep)
     return y
+
+
+def experts_of_few(
+    x_ND: Tensor, w_up_XDH: Tensor, w_down_XFD: Tensor, gates_Nk: Tensor, experts_Nk: Tensor, activation: Activation
+) -> Tensor:
+    """As `experts_in_blocks` for a few tokens that each chose k experts, without gradients and without any sorting.
+
+    While sampling, fewer rows meet an expert than would be worth grouping. Only where `can_batch` says so.
+    """
+    n_tokens, top_k = experts_Nk.shape
+    d_model = w_down_XFD.shape[2]
+    places_M, which_M = np.arange(n_tokens * top_k), experts_Nk.reshape(-1).numpy()
+    hidden_MH = x_ND.new_empty(n_tokens * top_k, w_up_XDH.shape[2])
+    rows_times(x_ND, places_M // top_k, w_up_XDH, which_M, out=hidden_MH)
+    h_MF = activate(hidden_MH, activation).mul_(gates_Nk.reshape(-1, 1))
+    y_MD = rows_times(h_MF, places_M, w_down_XFD, which_M, out=x_ND.new_empty(n_tokens * top_k, d_model))
+    return y_MD.view(n_tokens, top_k, d_model).sum(1)
 
 
 class _Block(NamedTuple):

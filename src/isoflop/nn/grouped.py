@@ -5,7 +5,7 @@ Shapes: M rows grouped by expert, X experts, I input width, O output width.
 
 import ctypes
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +19,8 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 _ROW_MAJOR: Final = 101  # of <cblas.h>
 _PLAIN: Final = 111
 _TRANSPOSED: Final = 112
+_ITEM: Final = 4
+"""Bytes of a float32."""
 
 
 def grouped_matmul(x_MI: Tensor, w_XIO: Tensor, ends_X: Tensor) -> Tensor:
@@ -60,7 +62,7 @@ class RowGroups:
 
     def times(self, x_MI: Tensor, w_XIO: Tensor, *, out: Tensor) -> Tensor:
         """out[m] = x[m] · w[group of m], [M, O]; `w` may be transposed (`.mT`)."""
-        if _batches(x_MI, w_XIO, out):
+        if can_batch(x_MI, w_XIO, out):
             self._batch(
                 (self._rows, self._ones * np.int32(w_XIO.shape[2]), self._ones * np.int32(w_XIO.shape[1])),
                 (self._starts, x_MI),
@@ -75,7 +77,7 @@ class RowGroups:
 
     def outer(self, x_MI: Tensor, g_MO: Tensor, *, out: Tensor) -> Tensor:
         """out[group] = Σ_m x[m] ⊗ g[m] over the group's rows, [X, I, O]."""
-        if _batches(x_MI, g_MO, out):
+        if can_batch(x_MI, g_MO, out):
             if len(self._filled) < len(self.sizes):
                 for size, each in zip(self.sizes, out.unbind(), strict=True):
                     if not size:
@@ -112,6 +114,33 @@ class RowGroups:
         call(_ROW_MAJOR, *map(_pointer, arguments), len(ones), _pointer(ones))
 
 
+def rows_times(x_NI: Tensor, rows_M: np.ndarray, w_XIO: Tensor, which_M: np.ndarray, *, out: Tensor) -> Tensor:
+    """out[m] = x[rows[m]] · w[which[m]], [M, O], one row at a time: for fewer rows than there are matrices.
+
+    Only where `can_batch` says so.
+    """
+    call = _sgemm_batch()
+    assert call is not None
+    count = len(rows_M)
+    a = x_NI.data_ptr() + rows_M * (x_NI.stride(0) * _ITEM)
+    b = w_XIO.data_ptr() + which_M * (w_XIO.stride(0) * _ITEM)
+    c = out.data_ptr() + np.arange(count) * (out.stride(0) * _ITEM)
+    first, (lda, ldb, ldc), one, zero, size = _one_group(
+        w_XIO.shape[2], w_XIO.shape[1], x_NI.stride(0), w_XIO.stride(1), out.stride(0), count
+    )
+    call(_ROW_MAJOR, *first, one, _pointer(a), lda, _pointer(b), ldb, zero, _pointer(c), ldc, 1, size)
+    return out
+
+
+@lru_cache(maxsize=256)
+def _one_group(n: int, k: int, lda: int, ldb: int, ldc: int, count: int) -> Any:
+    """Arguments for `count` products of one row with matrices [k, n]."""
+    numbers = (_PLAIN, _PLAIN, 1, n, k, lda, ldb, ldc, count)
+    references = [ctypes.byref(ctypes.c_int(number)) for number in numbers]
+    one, zero = (ctypes.byref(ctypes.c_float(number)) for number in (1.0, 0.0))
+    return references[:5], references[5:8], one, zero, references[8]
+
+
 def _pointer(array: np.ndarray) -> ctypes.c_void_p:
     return ctypes.c_void_p(array.ctypes.data)
 
@@ -121,7 +150,7 @@ def is_watched() -> bool:
     return torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
 
 
-def _batches(*tensors: Tensor) -> bool:
+def can_batch(*tensors: Tensor) -> bool:
     """Whether the batched product can take these tensors: on the CPU, float32, rows or columns without gaps."""
     return (
         not is_watched()

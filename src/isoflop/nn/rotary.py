@@ -12,30 +12,29 @@ from torch import Tensor
 def rotary_tables(
     positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
-    """Return cos and sin, each [*positions.shape, head_dim/2], of position × theta^(−2i/head_dim)."""
+    """cos and sin of position × theta^(−2i/head_dim), each [*positions.shape, head_dim].
+
+    Both halves hold the same angles, and the first half of sin is negative: so x·cos + swapped(x)·sin turns x.
+    """
     exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
     # float64 where it is asked for: the angles are then as exact as the rest of the model.
     wide = torch.promote_types(dtype, torch.float32)
     angles = positions[..., None].to(wide) * (1.0 / theta ** exponents.to(wide))
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (i, i + h/2) of x [..., T, heads, h] by its position's angle; cos, sin [..., T, 1, h/2]."""
+    """Turn each pair (i, i + h/2) of x [..., T, heads, h] by its position's angle; cos, sin [..., T, 1, h]."""
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return _turn(x, cos, sin, 1.0)
     turned: Tensor = _Rotate.apply(x, cos, sin)
     return turned
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
-    half = x.shape[-1] // 2
-    first, second = x[..., :half], x[..., half:]
-    return torch.cat(
-        (
-            torch.addcmul(first * cos, second, sin, value=-sign),
-            torch.addcmul(second * cos, first, sin, value=sign),
-        ),
-        dim=-1,
-    )
+    swapped = torch.roll(x, x.shape[-1] // 2, -1)
+    return torch.addcmul(x * cos, swapped, sin, value=sign)
 
 
 class _Rotate(torch.autograd.Function):

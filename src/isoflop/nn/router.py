@@ -123,6 +123,19 @@ class Router(nn.Module):
         gates_M = pick(self._computed(probabilities_NX), assignment.tokens_M, assignment.experts_M)
         return Routing(assignment, gates_M, statistics)
 
+    def choices(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """Token choice alone, for callers without gradients: the k experts of each token and their gates, [N, k]."""
+        router, top_k = self.experts.router, self.experts.top_k
+        wide = torch.promote_types(x_ND.dtype, torch.float32)
+        scores_NX = F.linear(x_ND.to(wide), self.w_XD.to(wide))
+        renormalised = top_k > 1 and (router.renormalise or router.score_order == "topk_softmax")
+        if not renormalised or router.balance == "bias":
+            probabilities_NX = scores_NX.softmax(-1)
+        chosen_Nk = highest(probabilities_NX + self.bias_X if router.balance == "bias" else scores_NX, top_k)
+        if renormalised:
+            return chosen_Nk, scores_NX.gather(1, chosen_Nk).softmax(-1)
+        return chosen_Nk, probabilities_NX.gather(1, chosen_Nk)
+
     def _computed(self, scores_NX: Tensor) -> Tensor:
         """The columns of the experts that compute."""
         return scores_NX[:, : self.experts.n_experts] if self.experts.noop_experts else scores_NX
