@@ -69,13 +69,14 @@ class Attention(nn.Module):
             cos, sin = rotary_tables(positions, spec.head_dim, spec.rope_theta, qkv.dtype)
             rotary = (cos[:, None], sin[:, None])
         cos, sin = (table.to(qkv.dtype) for table in rotary)
-        v_BTKh = qkv[:, :, n_q + n_kv :]
         if spec.qk_norm:
-            q_BTHh = F.rms_norm(qkv[:, :, :n_q], (spec.head_dim,), self.q_gain.to(qkv.dtype), self.norm_eps)
-            k_BTKh = F.rms_norm(qkv[:, :, n_q : n_q + n_kv], (spec.head_dim,), self.k_gain.to(qkv.dtype), self.norm_eps)
+            q_BTHh, k_BTKh, v_BTKh = qkv.split((n_q, n_kv, n_kv), dim=2)
+            q_BTHh = F.rms_norm(q_BTHh, (spec.head_dim,), self.q_gain.to(qkv.dtype), self.norm_eps)
+            k_BTKh = F.rms_norm(k_BTKh, (spec.head_dim,), self.k_gain.to(qkv.dtype), self.norm_eps)
             q_BTHh, k_BTKh = rotate(q_BTHh, cos, sin), rotate(k_BTKh, cos, sin)
         else:
-            q_BTHh, k_BTKh = rotate(qkv[:, :, : n_q + n_kv], cos, sin).split((n_q, n_kv), dim=2)
+            turned, v_BTKh = qkv.split((n_q + n_kv, n_kv), dim=2)
+            q_BTHh, k_BTKh = rotate(turned, cos, sin).split((n_q, n_kv), dim=2)
         q_BHTh, k_BKSh, v_BKSh = (part.transpose(1, 2) for part in (q_BTHh, k_BTKh, v_BTKh))
         if isinstance(cache, CompactCache) and length == 1 and cache.attends_apart:
             y_BHTh = cache.attend_apart(q_BHTh, k_BKSh, v_BKSh)
