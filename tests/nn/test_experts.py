@@ -1,8 +1,11 @@
 """The blocked experts of the CPU against the plain path, their grouped products, and the threads that work on them."""
 
+import copy
 import itertools
 import os
+import signal
 import threading
+import time
 
 import pytest
 import torch
@@ -63,6 +66,34 @@ def test_products_take_columns_of_wider_rows(product, sizes):
     out = RowGroups(sizes).outer(wide[:, :6], wide[:, 6:10], out=torch.empty(x, 6, 4))
     expected = torch.zeros(x, 6, 4).index_add(0, which, wide[:, :6, None] * wide[:, None, 6:10])
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("i", "o"), [(1, 5), (5, 1), (1, 1)])
+@pytest.mark.parametrize("layout", ["rows", "columns", "expanded"])
+def test_products_of_any_layout(product, i, o, layout):
+    sizes = [3, 0, 1, 4]
+    m, x, which = 8, 4, experts_of([3, 0, 1, 4])
+
+    def laid(*shape):
+        if layout == "columns":
+            return torch.randn(*shape[:-2], shape[-1], shape[-2]).mT
+        return torch.randn(*shape[:-1], 1).expand(shape) if layout == "expanded" else torch.randn(shape)
+
+    x_MI, w_XIO, g_MO = laid(m, i), laid(x, i, o), laid(m, o)
+    expected = torch.einsum("mi,mio->mo", x_MI, w_XIO[which])
+    for out in (torch.empty(m, o), torch.empty(o, m).t()):
+        torch.testing.assert_close(RowGroups(sizes).times(x_MI, w_XIO, out=out), expected, rtol=1e-5, atol=1e-5)
+    expected = torch.zeros(x, i, o).index_add(0, which, x_MI[:, :, None] * g_MO[:, None, :])
+    for out in (torch.empty(x, i, o), torch.empty(x, o, i).mT):
+        torch.testing.assert_close(RowGroups(sizes).outer(x_MI, g_MO, out=out), expected, rtol=1e-5, atol=1e-5)
+    x_MI.requires_grad_(layout == "rows")
+    ends_X = torch.tensor(sizes).cumsum(0).int()
+    torch.testing.assert_close(
+        grouped.grouped_matmul(x_MI, w_XIO, ends_X),
+        torch.einsum("mi,mio->mo", x_MI, w_XIO[which]),
+        rtol=1e-5,
+        atol=1e-5,
+    )
 
 
 @pytest.mark.parametrize(
@@ -127,12 +158,98 @@ def test_blocks_are_shared_out_unless_one_expert_has_most(threads, monkeypatch):
     assert len(experts._blocks([10, 0, 390, 0], 8, 8, 16)) == 1
 
 
-def test_forward_without_gradients_keeps_nothing_for_the_backward():
+@pytest.mark.filterwarnings("ignore:experts.granularity")  # so narrow, routing costs more than the experts
+@pytest.mark.parametrize(("d_model", "activation"), [(12, "gelu"), (12, "swiglu"), (1, "swiglu")])
+def test_experts_of_width_one_and_odd_layouts(d_model, activation):
+    layer = MoE(d_model=d_model, d_ff=4, experts=ExpertsSpec(granularity=4, expansion_rate=2), activation=activation)
+    layer.w_up.data, layer.w_down.data = (w.mT.contiguous().mT for w in (layer.w_up.data, layer.w_down.data))
+    exact = copy.deepcopy(layer).double()
+    x_BTD = torch.randn(d_model, 6, 2).mT.reshape(2, 6, d_model).requires_grad_()
+    found = []
+    for own, x in ((layer, x_BTD), (exact, x_BTD.detach().double().requires_grad_())):
+        y_BTD, _ = own(x)
+        found.append([y_BTD, *torch.autograd.grad(y_BTD.square().sum(), (x, *own.parameters()))])
+        with torch.no_grad():
+            found[-1].append(own.sample(x))
+            found[-1].append(own.sample(x[:1, :1].expand(3, 1, d_model)))
+    for single, double in zip(*found, strict=True):
+        torch.testing.assert_close(single.double(), double, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("frozen", ["w_up", "w_down", "router.w_XD", "x"])
+def test_what_is_frozen_gets_no_gradient_and_the_rest_does(frozen):
+    layer = MoE(d_model=12, d_ff=32, experts=ExpertsSpec(granularity=4, expansion_rate=4, output_norm=False))
+    x_BTD = torch.randn(2, 5, 12, requires_grad=True)
+    tensors = {"x": x_BTD, **dict(layer.named_parameters())}
+    layer(x_BTD)[0].square().sum().backward()
+    whole = {name: tensor.grad.clone() for name, tensor in tensors.items()}
+    for tensor in tensors.values():
+        tensor.grad = None
+    tensors[frozen].requires_grad_(False)
+    layer(x_BTD)[0].square().sum().backward()
+    assert tensors[frozen].grad is None
+    for name, tensor in tensors.items():
+        if name != frozen:
+            torch.testing.assert_close(tensor.grad, whole[name])
+
+
+def test_a_second_derivative_is_refused():
+    layer = MoE(d_model=12, d_ff=32, experts=ExpertsSpec(granularity=4, expansion_rate=4, output_norm=False))
+    x_BTD = torch.randn(1, 5, 12, requires_grad=True)
+    (first,) = torch.autograd.grad(layer(x_BTD)[0].square().sum(), x_BTD, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+@pytest.mark.parametrize("kind", ["token_choice", "expert_choice", "expert_choice_noncausal"])
+def test_no_tokens_give_no_output(kind):
+    layer = MoE(d_model=12, d_ff=32, experts=ExpertsSpec(granularity=2, expansion_rate=2, router=RouterSpec(kind=kind)))
+    for shape in ((0, 4, 12), (2, 0, 12)):
+        assert layer(torch.randn(shape))[0].shape == shape
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_every_thread_works_without_gradients(dtype, mode, threads, monkeypatch):
+    monkeypatch.setattr(experts, "_LITTLE", 0)
+    monkeypatch.setattr(experts, "_BLOCK", 1)
+    threads(2)
+    layer = MoE(d_model=12, d_ff=32, experts=ExpertsSpec(granularity=4, expansion_rate=4, output_norm=False)).to(dtype)
+    x_BTD = torch.randn(4, 16, 12).to(dtype)
+    plain = experts.spread
+    meeting = threading.Barrier(min(2, threads_to_spread()))
+
+    def together(pieces, work):
+        def waiting(shared):
+            meeting.wait(timeout=30)  # so that nobody takes all pieces before the others are there
+            work(slowly(shared))
+
+        assert len(pieces) > 4
+        plain(pieces, waiting)
+
+    def slowly(shared):
+        for piece in shared:
+            time.sleep(0.001)
+            yield piece
+
+    with mode():
+        expected = layer(x_BTD)[0]
+        monkeypatch.setattr(experts, "spread", together)
+        torch.testing.assert_close(layer(x_BTD)[0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_forward_without_gradients_keeps_nothing_for_the_backward(monkeypatch):
     layer = MoE(d_model=16, d_ff=64, experts=ExpertsSpec(granularity=4, expansion_rate=4, output_norm=False))
-    x_BTD = torch.randn(1, 8, 16, requires_grad=True)
+    x_BTD, kept = torch.randn(1, 8, 16, requires_grad=True), []
+    apply = experts._Experts.apply
+    monkeypatch.setattr(experts._Experts, "apply", lambda *a: kept.append(a[-1]) or apply(*a))
     assert layer(x_BTD)[0].grad_fn is not None
     with torch.no_grad():
-        assert layer(x_BTD)[0].grad_fn is None
+        layer(x_BTD)
+    for parameter in layer.parameters():
+        parameter.requires_grad_(False)
+    layer(x_BTD.detach())
+    assert kept == [True, False, False]
 
 
 def test_rows_move_by_gathers_alone():
@@ -202,8 +319,12 @@ def test_a_forked_process_has_threads_of_its_own(threads):
     spread([1, 2], list)
     child = os.fork()
     if child == 0:
-        spread([1, 2], list)
-        os._exit(0)
+        signal.alarm(30)
+        try:
+            spread([1, 2], list)
+            os._exit(0)
+        finally:
+            os._exit(1)
     assert os.waitpid(child, 0)[1] == 0
 
 
@@ -236,4 +357,10 @@ def test_sampling_takes_the_few_rows_path_where_it_can(monkeypatch):
         layer.sample(torch.randn(1, 2, 12))
         layer.double()
         layer.sample(torch.randn(1, 2, 12, dtype=torch.float64))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            x_BTD = torch.randn(1, 2, 12)
+            layer.float()
+            assert layer.sample(x_BTD).dtype == layer(x_BTD)[0].dtype == torch.bfloat16
+    x_BTD.requires_grad_()
+    assert layer.sample(x_BTD).grad_fn is not None
     assert len(ran) == (1 if grouped._sgemm_batch() is not None else 0)

@@ -7,8 +7,8 @@ between their caches. Where the work falls into pieces anyway, a thread that doe
 import ctypes
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -55,9 +55,13 @@ def spread(pieces: Sequence[Piece], work: Callable[[Iterator[Piece]], None]) -> 
         with torch.no_grad():
             work(shared)
         return
-    others = [_pool(n_threads - 1).submit(_alone, work, shared) for _ in range(n_threads - 1)]
+    inference = torch.is_inference_mode_enabled()
+    others: list[Future[None]] = []
     try:
-        _alone(work, shared)
+        with suppress(RuntimeError):  # at the interpreter's end no thread can be started: then this one does it all
+            for _ in range(n_threads - 1):
+                others.append(_pool(n_threads - 1).submit(_alone, work, shared, inference))
+        _alone(work, shared, inference)
     finally:
         errors = [other.exception() for other in others]
     for error in errors:
@@ -65,8 +69,8 @@ def spread(pieces: Sequence[Piece], work: Callable[[Iterator[Piece]], None]) -> 
             raise error
 
 
-def _alone(work: Callable[[Iterator[Piece]], None], shared: Iterator[Piece]) -> None:
-    with _one_thread(), torch.no_grad():
+def _alone(work: Callable[[Iterator[Piece]], None], shared: Iterator[Piece], inference: bool) -> None:
+    with _one_thread(), torch.inference_mode(inference), torch.no_grad():
         work(shared)
 
 
@@ -75,9 +79,10 @@ def _one_thread() -> Iterator[None]:
     settings = _settings()
     assert settings is not None
     before = torch.get_num_threads()  # in a new thread this also makes torch set its own number, which comes first
-    settings.omp_set(1)
-    mkl_before = settings.mkl_set(1)
+    mkl_before = 0
     try:
+        settings.omp_set(1)
+        mkl_before = settings.mkl_set(1)
         yield
     finally:
         settings.omp_set(before)

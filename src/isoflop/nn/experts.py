@@ -1,7 +1,8 @@
 """All experts of a layer in one pass over blocks of rows: gather, multiply, activate, multiply.
 
-What one block of experts needs fits in the caches, so that of all the rows in expert order only the outputs and what
-the backward pass needs are ever written to memory; the tokens' rows are gathered again rather than kept.
+What one block of experts needs fits in the caches, so that of the rows in expert order only the outputs and what the
+backward pass needs go to memory (all go in one block where there is little to do); tokens' rows are gathered again
+rather than kept.
 
 Shapes: N tokens, X experts, M assigned (token, expert) pairs, D d_model, F expert width, H columns of `w_up` (2F for
 swiglu, else F), R rows of a block.
@@ -58,8 +59,10 @@ def experts_of_few(
 ) -> Tensor:
     """As `experts_in_blocks` for a few tokens that each chose k experts, without gradients and without any sorting.
 
-    While sampling, fewer rows meet an expert than would be worth grouping. Only where `can_batch` says so.
+    While sampling, fewer rows meet an expert than would be worth grouping. Only where `can_batch` says so of all, and
+    `is_plain` of the weights.
     """
+    x_ND = x_ND.contiguous()
     n_tokens, top_k = experts_Nk.shape
     d_model = w_down_XFD.shape[2]
     places_M, which_M = np.arange(n_tokens * top_k), experts_Nk.reshape(-1).numpy()
@@ -159,36 +162,39 @@ class _Experts(torch.autograd.Function):
                 assignment.tokens_M,
                 assignment.rows_M,
                 assignment.starts_N,
+                assignment.ends_X,
             )
-            ctx.blocks, ctx.activation = blocks, activation
+            ctx.activation = activation
         return y_MD if gates_M is None else sum_rows(y_MD, assignment.rows_M, assignment.starts_N)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x_ND, w_up_XDH, w_down_XFD, gates_M, hidden_MH, tokens_M, rows_M, starts_N = ctx.saved_tensors
+        x_ND, w_up_XDH, w_down_XFD, gates_M, hidden_MH, tokens_M, rows_M, starts_N, ends_X = ctx.saved_tensors
         activation, gradient = ctx.activation, gradients[0]
+        wants_x, wants_up, wants_down, wants_gates = ctx.needs_input_grad[:4]
         (n_rows, up), (_, d_expert, d_model) = hidden_MH.shape, w_down_XFD.shape
-        most = max(block.groups.n_rows for block in ctx.blocks)
+        blocks = _blocks(sizes_of(ends_X), d_model, d_expert, up)
+        most = max(block.groups.n_rows for block in blocks)
         if gates_M is None:
             gradient = gradient.contiguous()
-        dx_MD = x_ND.new_empty(n_rows, d_model)
-        dw_up_XDH, dw_down_XFD = torch.empty_like(w_up_XDH), torch.empty_like(w_down_XFD)
-        d_gates_M = None if gates_M is None else torch.empty_like(gates_M)
+        dx_MD = x_ND.new_empty(n_rows, d_model) if wants_x else None
+        dw_up_XDH = w_up_XDH.new_empty(w_up_XDH.shape) if wants_up else None
+        dw_down_XFD = w_down_XFD.new_empty(w_down_XFD.shape) if wants_down else None
+        d_gates_M = gates_M.new_empty(gates_M.shape) if wants_gates else None
 
         def work(pieces: Iterator[_Block]) -> None:
-            wide = [x_ND.new_empty(most, d_model) for _ in range(2)]
+            g_buffer, x_buffer = (x_ND.new_empty(most, d_model) for _ in range(2))
             narrow = [x_ND.new_empty(most, d_expert) for _ in range(5)]
             d_hidden_buffer = x_ND.new_empty(most, up)
             for experts, rows, groups in pieces:
                 count = groups.n_rows
-                g_RD, x_RD = (buffer[:count] for buffer in wide)
                 dh_RF, act_RF, h_RF, spare_RF, gate_buffer_RF = (buffer[:count] for buffer in narrow)
                 hidden_RH, d_hidden_RH = hidden_MH[rows], d_hidden_buffer[:count]
                 if gates_M is None:
                     g_RD = gradient[rows]
                 else:
-                    torch.index_select(gradient, 0, tokens_M[rows], out=g_RD)
+                    g_RD = torch.index_select(gradient, 0, tokens_M[rows], out=g_buffer[:count])
                 groups.times(g_RD, w_down_XFD[experts].mT, out=dh_RF)
                 if activation == "swiglu":
                     gate_RF = _gate(hidden_RH, gate_buffer_RF)
@@ -198,12 +204,16 @@ class _Experts(torch.autograd.Function):
                     torch.ops.aten.gelu.out(hidden_RH, out=h_RF)
                 else:
                     torch.clamp_min(hidden_RH, 0, out=h_RF)
-                if gates_M is not None and d_gates_M is not None:
+                if d_gates_M is not None:
                     torch.mul(dh_RF, h_RF, out=spare_RF)
                     torch.sum(spare_RF, 1, out=d_gates_M[rows])
+                if gates_M is not None:
                     dh_RF.mul_(gates_M[rows, None])
                     h_RF.mul_(gates_M[rows, None])
-                groups.outer(h_RF, g_RD, out=dw_down_XFD[experts])
+                if dw_down_XFD is not None:
+                    groups.outer(h_RF, g_RD, out=dw_down_XFD[experts])
+                if dx_MD is None and dw_up_XDH is None:
+                    continue
                 if activation == "swiglu":
                     torch.mul(dh_RF, act_RF, out=d_hidden_RH[:, d_expert:])
                     dh_RF.mul_(hidden_RH[:, d_expert:])
@@ -213,9 +223,12 @@ class _Experts(torch.autograd.Function):
                     torch.ops.aten.gelu_backward.grad_input(dh_RF, hidden_RH, grad_input=d_hidden_RH)
                 else:
                     torch.ops.aten.threshold_backward.grad_input(dh_RF, hidden_RH, 0, grad_input=d_hidden_RH)
-                torch.index_select(x_ND, 0, tokens_M[rows], out=x_RD)
-                groups.outer(x_RD, d_hidden_RH, out=dw_up_XDH[experts])
-                groups.times(d_hidden_RH, w_up_XDH[experts].mT, out=dx_MD[rows])
+                if dw_up_XDH is not None:
+                    x_RD = torch.index_select(x_ND, 0, tokens_M[rows], out=x_buffer[:count])
+                    groups.outer(x_RD, d_hidden_RH, out=dw_up_XDH[experts])
+                if dx_MD is not None:
+                    groups.times(d_hidden_RH, w_up_XDH[experts].mT, out=dx_MD[rows])
 
-        spread(ctx.blocks, work)
-        return sum_rows(dx_MD, rows_M, starts_N), dw_up_XDH, dw_down_XFD, d_gates_M, None, None, None
+        spread(blocks, work)
+        dx_ND = None if dx_MD is None else sum_rows(dx_MD, rows_M, starts_N)
+        return dx_ND, dw_up_XDH, dw_down_XFD, d_gates_M, None, None, None

@@ -62,13 +62,9 @@ class RowGroups:
 
     def times(self, x_MI: Tensor, w_XIO: Tensor, *, out: Tensor) -> Tensor:
         """out[m] = x[m] · w[group of m], [M, O]; `w` may be transposed (`.mT`)."""
-        if can_batch(x_MI, w_XIO, out):
-            self._batch(
-                (self._rows, self._ones * np.int32(w_XIO.shape[2]), self._ones * np.int32(w_XIO.shape[1])),
-                (self._starts, x_MI),
-                (self._filled, w_XIO),
-                (self._starts, out),
-            )
+        shape = (self._rows, self._ones * np.int32(w_XIO.shape[2]), self._ones * np.int32(w_XIO.shape[1]))
+        rows, matrices = (self._starts, x_MI.stride(0)), (self._filled, w_XIO.stride(0))
+        if self._batch(shape, (x_MI, *rows), (w_XIO, *matrices), (out, self._starts, out.stride(0))):
             return out
         for x, w, y in zip(x_MI.split(self.sizes), w_XIO.unbind(), out.split(self.sizes), strict=True):
             if x.shape[0]:
@@ -77,17 +73,11 @@ class RowGroups:
 
     def outer(self, x_MI: Tensor, g_MO: Tensor, *, out: Tensor) -> Tensor:
         """out[group] = Σ_m x[m] ⊗ g[m] over the group's rows, [X, I, O]."""
-        if can_batch(x_MI, g_MO, out):
-            if len(self._filled) < len(self.sizes):
-                for size, each in zip(self.sizes, out.unbind(), strict=True):
-                    if not size:
-                        each.zero_()
-            self._batch(
-                (self._ones * np.int32(x_MI.shape[1]), self._ones * np.int32(g_MO.shape[1]), self._rows),
-                (self._starts, x_MI.t()),
-                (self._starts, g_MO),
-                (self._filled, out),
-            )
+        shape = (self._ones * np.int32(x_MI.shape[1]), self._ones * np.int32(g_MO.shape[1]), self._rows)
+        rows, other = (self._starts, x_MI.stride(0)), (self._starts, g_MO.stride(0))
+        if self._batch(shape, (x_MI.t(), *rows), (g_MO, *other), (out, self._filled, out.stride(0))):
+            for group in np.flatnonzero(np.asarray(self.sizes) == 0):
+                out[group].zero_()
             return out
         for x, g, each in zip(x_MI.split(self.sizes), g_MO.split(self.sizes), out.unbind(), strict=True):
             if x.shape[0]:
@@ -96,37 +86,61 @@ class RowGroups:
                 each.zero_()
         return out
 
-    def _batch(self, shape: tuple[np.ndarray, ...], *matrices: tuple[np.ndarray, Tensor]) -> None:
-        """C_i = A_i · B_i for every filled group i; `matrices` are A, B, C: places of theirs in a tensor, and it."""
-        ones, addresses, strides, orders = self._ones, [], [], []
-        for place, tensor in matrices:
-            transposed = tensor.stride(-1) != 1
-            rows = tensor.stride(-1) if transposed else tensor.stride(-2)
-            step = tensor.stride(0) if tensor.ndim == 3 else rows
-            addresses.append(tensor.data_ptr() + place * (step * tensor.element_size()))
-            strides.append(ones * np.int32(rows))
-            orders.append(ones * np.int32(_TRANSPOSED if transposed else _PLAIN))
-        (a, b, c), (lda, ldb, ldc) = addresses, strides
+    def _batch(self, shape: tuple[np.ndarray, ...], *matrices: tuple[Tensor, np.ndarray, int]) -> bool:
+        """C_i = A_i · B_i for every filled group i; False, with nothing done, where MKL cannot take them.
+
+        `matrices` are A, B and C: each a tensor, where in it group i stands, and how many elements places are apart.
+        """
+        if not can_batch(*(tensor for tensor, _, _ in matrices)):
+            return False
+        layouts = [_layout(tensor) for tensor, _, _ in matrices]
+        if None in layouts or layouts[2][0] != _PLAIN:  # type: ignore[index]
+            return False
+        ones = self._ones
+        a, b, c = (tensor.data_ptr() + place * (step * _ITEM) for tensor, place, step in matrices)
+        (order_a, lda), (order_b, ldb), (_, ldc) = (
+            [ones * np.int32(number) for number in layout] for layout in layouts if layout is not None
+        )
         factor, kept = ones.astype(np.float32), np.zeros(len(ones), np.float32)
-        arguments = (*orders[:2], *shape, factor, a, lda, b, ldb, kept, c, ldc)
+        arguments = (order_a, order_b, *shape, factor, a, lda, b, ldb, kept, c, ldc)
         call = _sgemm_batch()
         assert call is not None
         call(_ROW_MAJOR, *map(_pointer, arguments), len(ones), _pointer(ones))
+        return True
+
+
+def _layout(tensor: Tensor) -> tuple[int, int] | None:
+    """How BLAS is told of the last two dimensions: plain or transposed, and elements between rows; None: it cannot be.
+
+    A dimension of one element may have any stride; BLAS wants rows no nearer to each other than they are long.
+    """
+    (rows, columns), (down, across) = tensor.shape[-2:], tensor.stride()[-2:]
+    if across == 1 or columns == 1:
+        down = max(down, columns) if rows == 1 else down
+        return (_PLAIN, down) if down >= columns else None
+    if down == 1 or rows == 1:
+        return (_TRANSPOSED, across) if across >= rows else None
+    return None
+
+
+def is_plain(*tensors: Tensor) -> bool:
+    """Whether `rows_times` can take these matrices and rows."""
+    return all(_layout(tensor) is not None and _layout(tensor)[0] == _PLAIN for tensor in tensors)  # type: ignore[index]
 
 
 def rows_times(x_NI: Tensor, rows_M: np.ndarray, w_XIO: Tensor, which_M: np.ndarray, *, out: Tensor) -> Tensor:
     """out[m] = x[rows[m]] · w[which[m]], [M, O], one row at a time: for fewer rows than there are matrices.
 
-    Only where `can_batch` says so.
+    Only where `can_batch` and `is_plain` say so.
     """
     call = _sgemm_batch()
     assert call is not None
-    count = len(rows_M)
     a = x_NI.data_ptr() + rows_M * (x_NI.stride(0) * _ITEM)
     b = w_XIO.data_ptr() + which_M * (w_XIO.stride(0) * _ITEM)
-    c = out.data_ptr() + np.arange(count) * (out.stride(0) * _ITEM)
+    c = out.data_ptr() + np.arange(len(rows_M)) * (out.stride(0) * _ITEM)
+    width, length = w_XIO.shape[2], w_XIO.shape[1]
     first, (lda, ldb, ldc), one, zero, size = _one_group(
-        w_XIO.shape[2], w_XIO.shape[1], x_NI.stride(0), w_XIO.stride(1), out.stride(0), count
+        width, length, length, max(w_XIO.stride(1), width), width, len(rows_M)
     )
     call(_ROW_MAJOR, *first, one, _pointer(a), lda, _pointer(b), ldb, zero, _pointer(c), ldc, 1, size)
     return out
@@ -151,11 +165,10 @@ def is_watched() -> bool:
 
 
 def can_batch(*tensors: Tensor) -> bool:
-    """Whether the batched product can take these tensors: on the CPU, float32, rows or columns without gaps."""
+    """Whether there is a batched product for these tensors: not empty, on the CPU, in float32."""
     return (
         not is_watched()
         and all(t.dtype == torch.float32 and t.device.type == "cpu" and t.numel() for t in tensors)
-        and all(1 in t.stride()[-2:] for t in tensors)
         and _sgemm_batch() is not None
     )
 
@@ -178,19 +191,17 @@ def _sgemm_batch() -> Callable[..., None] | None:
 class _GroupedMatmul(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_MI: Tensor, w_XIO: Tensor, ends_X: Tensor) -> Tensor:
-        groups = RowGroups(sizes_of(ends_X))
-        ctx.save_for_backward(x_MI, w_XIO)
-        ctx.groups = groups
-        return groups.times(x_MI, w_XIO, out=x_MI.new_empty(x_MI.shape[0], w_XIO.shape[2]))
+        ctx.save_for_backward(x_MI, w_XIO, ends_X)
+        return RowGroups(sizes_of(ends_X)).times(x_MI, w_XIO, out=x_MI.new_empty(x_MI.shape[0], w_XIO.shape[2]))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x_MI, w_XIO = ctx.saved_tensors
-        g_MO = gradients[0].contiguous()
+        x_MI, w_XIO, ends_X = ctx.saved_tensors
+        groups, g_MO = RowGroups(sizes_of(ends_X)), gradients[0].contiguous()
         dx_MI = dw_XIO = None
         if ctx.needs_input_grad[0]:
-            dx_MI = ctx.groups.times(g_MO, w_XIO.mT, out=torch.empty_like(x_MI))
+            dx_MI = groups.times(g_MO, w_XIO.mT, out=x_MI.new_empty(x_MI.shape))
         if ctx.needs_input_grad[1]:
-            dw_XIO = ctx.groups.outer(x_MI, g_MO, out=torch.empty_like(w_XIO))
+            dw_XIO = groups.outer(x_MI, g_MO, out=w_XIO.new_empty(w_XIO.shape))
         return dx_MI, dw_XIO, None

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from isoflop.nn.grouped import is_watched
+
 _FEW: Final = 8
 """Up to so many rows W·xᵀ is the faster product on x86 (MKL), with two rows 2.7 times as fast; for a wide W up to 3."""
 
@@ -24,7 +26,7 @@ def linear(x: Tensor, w_FD: Tensor) -> Tensor:
     While sampling on the CPU a few rows meet each weight, and reading the weights is all that it costs. BLAS does so at
     full speed for W·xᵀ with two rows or more, and not for x·Wᵀ (with one row that holds for Intel's processors alone).
     """
-    if w_FD.numel() < _LARGE or torch.is_grad_enabled() or x.device.type != "cpu":
+    if w_FD.numel() < _LARGE or torch.is_grad_enabled() or x.device.type != "cpu" or is_watched():
         return F.linear(x, w_FD)
     n_rows = x.numel() // x.shape[-1]
     few = _FEW if w_FD.shape[0] >= w_FD.shape[1] else 3

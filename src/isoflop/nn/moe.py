@@ -16,7 +16,7 @@ from isoflop.nn._init import compute_dtype, gain, truncated_normal
 from isoflop.nn.dispatch import Assignment, to_experts, to_tokens
 from isoflop.nn.experts import experts_in_blocks, experts_of_few
 from isoflop.nn.feed_forward import FeedForward, activate
-from isoflop.nn.grouped import can_batch, grouped_matmul
+from isoflop.nn.grouped import can_batch, grouped_matmul, is_plain
 from isoflop.nn.router import Router
 from isoflop.nn.statistics import ExpertStatistics
 from isoflop.spec import ExpertsSpec, expert_layer_flops
@@ -121,16 +121,19 @@ class MoE(nn.Module):
         return y_BTD, routing.statistics
 
     def sample(self, x_BTD: Tensor) -> Tensor:
-        """The output alone, for callers without gradients: faster for a few tokens on the CPU."""
+        """The output alone, without statistics: without gradients, and for a few tokens on the CPU, it is faster."""
         experts = self.experts
         few = x_BTD.shape[:-1].numel() * experts.top_k <= _FEW
         x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
         if (
             not few
+            or torch.is_grad_enabled()
+            or compute_dtype(x_BTD) != torch.float32
             or self.router.is_expert_choice
             or experts.noop_experts
             or experts.gates_after_norm
             or not can_batch(x_ND, self.w_up, self.w_down)
+            or not is_plain(self.w_up, self.w_down)
         ):
             y_BTD: Tensor = self(x_BTD)[0]
             return y_BTD

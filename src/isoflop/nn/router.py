@@ -104,7 +104,9 @@ class Router(nn.Module):
             return self._token_choice(logits_NX, probabilities_NX)
         batch, length = x_BTD.shape[:2]
         with torch.no_grad():
-            if self.by_threshold:
+            if probabilities_NX.shape[0] == 0:
+                experts_M = tokens_M = torch.zeros(0, dtype=torch.int64, device=x_BTD.device)
+            elif self.by_threshold:
                 experts_M, tokens_M = self._above_threshold(probabilities_NX)
             elif self.experts.router.kind == "expert_choice":
                 experts_M, tokens_M = self._best_of_position(probabilities_NX, batch, length)
@@ -127,7 +129,8 @@ class Router(nn.Module):
         """Token choice alone, for callers without gradients: the k experts of each token and their gates, [N, k]."""
         router, top_k = self.experts.router, self.experts.top_k
         wide = torch.promote_types(x_ND.dtype, torch.float32)
-        scores_NX = F.linear(x_ND.to(wide), self.w_XD.to(wide))
+        with torch.autocast(x_ND.device.type, enabled=False):
+            scores_NX = F.linear(x_ND.to(wide), self.w_XD.to(wide))
         renormalised = top_k > 1 and (router.renormalise or router.score_order == "topk_softmax")
         if not renormalised or router.balance == "bias":
             probabilities_NX = scores_NX.softmax(-1)
