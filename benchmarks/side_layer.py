@@ -24,7 +24,7 @@ def build(d_model: int, d_expert: int, n_experts: int, top_k: int, directory: st
         moe_intermediate_size=d_expert,
         num_experts=n_experts,
         num_experts_per_tok=top_k,
-        norm_topk_prob=True,
+        norm_topk_prob=top_k > 1,  # a lone gate stays a probability on our side
         attn_implementation="sdpa",
     )
     config._experts_implementation = "eager"
