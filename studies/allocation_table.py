@@ -94,9 +94,10 @@ def print_shared(name: str, found: SharedValley) -> None:
     """One depth, what being wrong costs, and the law."""
     low, high = np.quantile(found.depth_draws, LEVEL)
     twice = np.log(2) ** 2
+    misfit = "not testable" if found.misfit is None or np.isnan(found.misfit) else f"p = {found.misfit:.2g}"
     print(
         f"{name}: v = {found.depth:+.4f} [{low:+.4f}, {high:+.4f}]; half or twice r* costs {found.depth * twice:+.4f} "
-        f"[{low * twice:+.4f}, {high * twice:+.4f}] nats; noise {found.noise:.4f}; misfit p = {found.misfit:.2g}"
+        f"[{low * twice:+.4f}, {high * twice:+.4f}] nats; noise {found.noise:.4f}; misfit {misfit}"
     )
     if found.law is None:
         print("  a hill: no r*")
