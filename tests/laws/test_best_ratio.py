@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from tests.laws.test_valleys import DEPTH, LAW, best, runs
+from tests.laws.test_valleys import DEPTH, LAW, best, faint, runs
 
 from isoflop.errors import InputError
 from isoflop.laws import (
@@ -147,3 +147,70 @@ def test_what_cannot_be_is_one_sentence(tmp_path):
     hole = [{**row, "budget": np.nan if index == 3 else row["budget"]} for index, row in enumerate(table.rows)]
     with pytest.raises(InputError, match="row 4: budget is missing; valleys are grouped by it"):
         ratio_valleys(RunTable(hole))
+
+
+def test_how_the_law_is_found_does_not_hang_on_draws_or_level():
+    deep, weak = runs(np.random.default_rng(0)), faint(0)
+    for table, method in ((deep, "minima"), (weak, "shared")):
+        for draws, level in ((0, 0.9), (20, 0.9), (150, 0.999), (150, 0.3)):
+            valleys = ratio_valleys(table, draws=draws, level=level)
+            found = best_ratio_of(valleys, draws=min(draws, 20), level=level)
+            assert found.method == method
+            assert (found.depth_interval is None) == (draws == 0)
+            assert found.is_visible
+            assert found.law.parameters == best_ratio_of(ratio_valleys(table, draws=0), draws=0).law.parameters
+
+
+def test_r_star_is_held_within_the_ratios_that_were_run_and_nothing_beyond_is_credited():
+    """Eight orders of magnitude beyond its runs the law says 13; the runs had 0.25 to 4."""
+    found = best_ratio_of(ratio_valleys(faint(0)))
+    far = found.at(1e20, 0.875)
+    assert far.law_ratio > 10
+    assert far.ratio == pytest.approx(4)
+    assert far.at_end
+    assert far.interval()[1] <= 4.0001
+    assert far.cost(4.0)[0] == pytest.approx(0)
+    assert far.cost(0.01)[0] == far.cost(0.25)[0] == pytest.approx(found.depth * np.log(16) ** 2)
+    assert far.change(0.01, 4.0)[0] == far.change(0.25, 4.0)[0]
+    assert far.change(0.01, 0.2)[0] == 0
+    assert far.change(4.0, 40.0)[0] == pytest.approx(found.depth * np.log(10) ** 2)  # what it would lose is counted
+    assert far.change(40.0, 40.0)[0] == 0
+    assert (far.covers(4.0), far.covers(5.0)) == (True, False)
+    near = found.at(1e12, 0.875)
+    assert near.law_ratio is None
+    assert not near.at_end
+
+
+def test_flat_draws_leave_no_interval_of_the_place(tmp_path):
+    for seed in range(40):
+        valleys = ratio_valleys(faint(seed, depth=0.001), draws=100)
+        try:
+            found = best_ratio_of(valleys, draws=400)
+        except InputError:  # a hill
+            continue
+        save_best_ratio(found, tmp_path / "best.json")
+        assert "null" not in json.dumps(json.loads((tmp_path / "best.json").read_text())["allocation"]["draws"])
+        back = load_best_ratio(tmp_path / "best.json")
+        assert back.to_dict() == found.to_dict()
+        for each in (found, back):
+            known = found.flat <= 0.05
+            assert (each.at(1e12, 0.875).interval() is not None) == known
+            assert bool(each.interval()) == known
+            nats, (low, _) = each.at(1e12, 0.875).cost(0.25)
+            assert known or low == 0 or nats == 0
+
+
+def test_a_file_says_how_the_law_was_found(tmp_path):
+    table = faint(0)
+    three = RunTable([row for row in table.rows if row["expert_attention_ratio"] in (0.25, 0.8, 2.4)])
+    found = best_ratio_of(ratio_valleys(three))
+    assert (found.method, found.misfit) == ("shared", None)
+    save_best_ratio(found, tmp_path / "best.json")
+    back = load_best_ratio(tmp_path / "best.json")
+    assert (back.method, back.misfit, back.is_visible, back.flat) == ("shared", None, found.is_visible, found.flat)
+    old = {name: value for name, value in found.to_dict().items() if name not in ("method", "visible", "flat")}
+    (tmp_path / "old.json").write_text(json.dumps({**old, "misfit": 0.3}))
+    assert load_best_ratio(tmp_path / "old.json").method == "shared"
+    (tmp_path / "wrong.json").write_text(json.dumps({**found.to_dict(), "method": "guess"}))
+    with pytest.raises(InputError, match="it holds no law of the best ratio"):
+        load_best_ratio(tmp_path / "wrong.json")

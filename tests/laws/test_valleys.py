@@ -194,3 +194,114 @@ def test_shared_valleys_refuse_what_they_do_not_know():
     )
     with pytest.raises(InputError, match="p and B cannot be told apart"):
         shared_valley(ratio_valleys(paired))
+
+
+def test_budgets_and_sparsities_that_hardly_differ_are_one():
+    """Runs of one budget never cost exactly the same, and 1e12 must not be told from 1.004e12 by rounding."""
+    near = faint(0, noise=1e-6, budgets=(1e12, 1.004e12, 1.03e12), sparsities=(0.5, 0.505))
+    assert shared_valley(ratio_valleys(near), draws=0).law.pinned == {"p": 0.0, "B": 0.0, "q": 0.0}
+    assert set(allocation_of(ratio_valleys(near), draws=0).pinned) == {"p", "B", "q"}
+    apart = faint(0, noise=1e-6, budgets=(1e12, 1.2e12), sparsities=(0.97, 0.98))
+    assert shared_valley(ratio_valleys(apart), draws=0).law.pinned == {"q": 0.0}
+
+
+def test_what_is_far_from_zero_changes_nothing():
+    plain = shared_valley(ratio_valleys(faint(0)), draws=0)
+    table = faint(0)
+    moved = table.with_columns(
+        {
+            "loss": table.numeric("loss") + 1e4,
+            "expert_attention_ratio": table.numeric("expert_attention_ratio") * 1e6,
+        }
+    )
+    far = shared_valley(ratio_valleys(moved), draws=0)
+    assert far.depth == pytest.approx(plain.depth, rel=1e-6)
+    assert far.noise == pytest.approx(plain.noise, rel=1e-6)
+    assert far.misfit == pytest.approx(plain.misfit, rel=1e-4)
+    assert far.law.parameters["B"] == pytest.approx(plain.law.parameters["B"], rel=1e-5)
+
+
+def test_three_ratios_a_group_leave_nothing_to_test_what_they_share():
+    table = faint(0)
+    three = RunTable([row for row in table.rows if row["expert_attention_ratio"] in (0.25, 0.8, 2.4)])
+    valleys = ratio_valleys(three)
+    assert all(valley.curvature_error is None and not valley.is_clear for valley in valleys)
+    found = shared_valley(valleys)
+    assert found.misfit is None
+    assert found.spare == 27 - 9 - 4
+
+
+def test_no_draws_are_no_draws_and_say_the_same():
+    drawn, none = (shared_valley(ratio_valleys(faint(0), draws=draws), draws=draws) for draws in (200, 0))
+    assert none.law.draws == {}
+    assert none.law.interval(0.9) == {}
+    assert none.depth_draws.size == none.used.size == 0
+    assert none.depth == drawn.depth
+    assert none.law.parameters == drawn.law.parameters
+    assert none.law.status == drawn.law.status == "converged"
+    assert none.depth_interval() == drawn.depth_interval()
+    low, high = np.quantile(shared_valley(ratio_valleys(faint(0)), draws=20_000).depth_draws, [0.05, 0.95])
+    assert none.depth_interval() == pytest.approx((low, high), rel=0.05)
+    for many, few in zip(ratio_valleys(faint(0)), ratio_valleys(faint(0), draws=0), strict=True):
+        assert few.depth_interval is few.ratio_interval is few.loss_interval is None
+        assert few.cost_intervals == {}
+        assert (few.is_visible, few.is_clear) == (many.is_visible, many.is_clear)
+        assert few.is_visible == (many.depth_interval[0] > 0)
+
+
+def test_the_shared_law_holds_real_minima_and_how_far_they_lie_from_it():
+    valleys = ratio_valleys(faint(1))
+    found = shared_valley(valleys).law
+    own = [valley for valley in valleys if valley.depth is not None]
+    assert found.runs.numeric("expert_attention_ratio") == pytest.approx([valley.ratio for valley in own])
+    columns = {name: found.runs.numeric(name) for name in ("flops", "sparsity")}
+    predicted = found.form.predict(columns, found.parameters)
+    assert found.residuals == pytest.approx(np.log([valley.ratio for valley in own]) - np.log(predicted))
+    assert np.abs(found.residuals).max() > 0.01
+
+
+def test_numbers_stay_finite_where_the_valley_is_nearly_flat():
+    """Where the depth may be 0, r* = ratio of two coefficients may be any power of ten in a draw."""
+    for seed in range(6):
+        valleys = ratio_valleys(faint(seed, depth=0.0005))
+        found = shared_valley(valleys, draws=2000)
+        if found.law is None:
+            continue
+        assert len(found.used) == len(found.law.draws["A"])
+        for values in found.law.draws.values():
+            assert np.isfinite(values).all()
+        assert (found.law.draws["A"] > 0).all()
+
+
+def test_conventions_that_are_not_said_are_one_not_many():
+    table = faint(0)
+    blank = np.array([[None, float("nan"), " "][index % 3] for index in range(len(table))], dtype=object)
+    assert {valley.convention for valley in ratio_valleys(table.with_columns({"flops_convention": blank}))} == {None}
+    some = blank.copy()
+    some[3] = "exact"
+    with pytest.raises(InputError, match=r"by nothing that is said and exact; .* \"flops_convention=exact\""):
+        ratio_valleys(table.with_columns({"flops_convention": some}))
+
+
+@pytest.mark.parametrize(
+    ("how", "sentence"),
+    [
+        ({"seed": -1}, r"seed is -1; it must be a whole number from 0\."),
+        ({"draws": 99999999999}, r"draws is 99999999999; it must be from 0 to 100,000\."),
+        ({"by": ("sparsity", "sparsity")}, r"by is sparsity,sparsity, which names sparsity twice"),
+        ({"by": ("sparsity", "loss")}, r"by is sparsity,loss, but loss is what the runs of a group differ in"),
+        ({"by": ("expert_attention_ratio",)}, r"expert_attention_ratio is what the runs of a group differ in"),
+    ],
+)
+def test_draws_seeds_and_groupings_that_cannot_be(how, sentence):
+    with pytest.raises(InputError, match=sentence):
+        ratio_valleys(faint(0), **how)
+
+
+def test_a_hill_has_no_ratio_in_json():
+    for valley in ratio_valleys(runs(np.random.default_rng(3), depth=-0.03)):
+        document = valley.to_dict()
+        assert document["ratio"] is document["ratio_interval"] is document["loss"] is None
+        assert document["curvature"] < 0
+    mixed = ratio_valleys(runs(np.random.default_rng(0)), by=("sparsity",))
+    assert mixed[0].flops_range == (1e18, 1e20)

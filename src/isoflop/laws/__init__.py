@@ -8,6 +8,7 @@ from isoflop.laws.best_ratio import (
     load_best_ratio,
     pooled_depth,
     save_best_ratio,
+    shows_valley,
 )
 from isoflop.laws.comparison import ComparedLaw, Comparison, compare
 from isoflop.laws.conditions import matching
@@ -45,11 +46,12 @@ from isoflop.laws.repeats import LackOfFit, NoiseFloor, lack_of_fit, noise_floor
 from isoflop.laws.result import Fit
 from isoflop.laws.shared import SharedFit, fit_shared
 from isoflop.laws.table import RunTable, joined
-from isoflop.laws.valleys import SharedValley, Valley, allocation_of, ratio_valleys, shared_valley
+from isoflop.laws.valleys import MOST_DRAWS, SharedValley, Valley, allocation_of, ratio_valleys, shared_valley
 from isoflop.laws.writing import write_runs
 
 __all__ = [
     "FORMS",
+    "MOST_DRAWS",
     "PUBLISHED",
     "Allocation",
     "AllocationLoss",
@@ -112,5 +114,6 @@ __all__ = [
     "save_best_ratio",
     "save_fit",
     "shared_valley",
+    "shows_valley",
     "write_runs",
 ]

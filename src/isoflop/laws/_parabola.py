@@ -32,9 +32,18 @@ class Parabola:
 
     @property
     def moments(self) -> np.ndarray:
-        """n, Σx, Σx², Σx³, Σx⁴, Σy, Σxy, Σx²y, Σy² of the rows, y the loss: all that least squares asks of them."""
-        powers = [np.sum(self.x**power) for power in range(5)]
-        return np.array([*powers, *(np.sum(self.loss * self.x**power) for power in range(3)), np.sum(self.loss**2)])
+        """n, Σx, Σx², Σx³, Σx⁴, Σy, Σxy, Σx²y, Σy² of the rows, all that least squares asks of them.
+
+        x and y, the loss, each less their mean in the group, since what matters is small against them.
+        """
+        x, y = self.x - self.centre, self.loss - self.loss.mean()
+        powers = [np.sum(x**power) for power in range(5)]
+        return np.array([*powers, *(np.sum(y * x**power) for power in range(3)), np.sum(y**2)])
+
+    @property
+    def curvature_scale(self) -> float | None:
+        """Standard error of the curvature for a noise of 1; None without a parabola."""
+        return None if self.coefficients is None else float(np.linalg.norm(self._root[2]))
 
     @property
     def spare(self) -> int:
@@ -53,6 +62,14 @@ class Parabola:
             return None
         first, slope, curvature = (float(value) for value in self.coefficients)
         return self.centre - slope / (2 * curvature), first - slope * slope / (4 * curvature), curvature
+
+    @property
+    def vertex_scale(self) -> float:
+        """Standard error of the vertex's x for a noise of 1, to first order; NaN without one."""
+        if self.vertex is None or self.coefficients is None:
+            return float("nan")
+        _, slope, curvature = self.coefficients
+        return float(np.linalg.norm(np.array([0.0, -1.0, slope / curvature]) @ self._root) / (2 * curvature))
 
     def is_inside(self, x: float) -> bool:
         """Whether x lies between the ends of the values, and the lowest mean loss is at neither end."""
@@ -86,7 +103,7 @@ def pooled_noise(parabolas: Sequence[Parabola], draws: int, rng: np.random.Gener
 
 
 def central(values: np.ndarray, level: float) -> Interval | None:
-    """Central interval of the draws; None where there are none or too many are flat."""
+    """Central interval of the draws; None where there are none or more than one tail of them is flat (NaN)."""
     tail = (1 - level) / 2
     if not len(values) or np.mean(~np.isfinite(values)) > tail:
         return None

@@ -4,21 +4,23 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 
 from isoflop.errors import InputError
-from isoflop.laws._parabola import Interval
+from isoflop.laws._parabola import Interval, central
 from isoflop.laws.files import strict
 from isoflop.laws.law import Law
 from isoflop.laws.numbers import exponent
 from isoflop.laws.published import PUBLISHED, published
 from isoflop.laws.result import Fit
-from isoflop.laws.valleys import Valley, allocation_and_draws, shared_valley
+from isoflop.laws.valleys import Valley, allocation_and_draws, around, check_draws, shared_valley
 
 _TARGET: Final = "expert_attention_ratio"
-_SHARED_DRAWS: Final = 1000
+_REFITS: Final = 200
+"""Most refits behind a law through minima, each of which is a fit."""
+
 _SAME: Final = {"sparsity": 1.0, "flops": 1.0, "context": 2.0}
 """How many times beyond what was measured on a value still counts as measured, unless the law says otherwise."""
 
@@ -28,29 +30,57 @@ class RatioOptimum:
     """Where one model's loss is least over r at its FLOPs per token, and how much more it is elsewhere."""
 
     ratio: float
-    """r*."""
+    """r*, within `span`."""
     log_draws: np.ndarray = field(repr=False)
-    """Draws of ln r* [B]; empty where nothing says how sure it is."""
+    """Draws of ln r* [B], NaN where any ratio may be the best; empty where nothing says how sure it is."""
     above: Callable[[float], tuple[float, np.ndarray]] | None = field(repr=False)
     """ln r → nats above the least loss, and likewise in each draw [B]; None where the valley's depth is not known."""
+    span: Interval | None = None
+    """Smallest and largest ratio that was run, or searched; None where that is not known."""
+    law_ratio: float | None = None
+    """What the law says where that lies outside of `span`; r* is then held at its end."""
+
+    @property
+    def at_end(self) -> bool:
+        """Whether r* stands at an end of the ratios that were run, so that a better one may lie beyond."""
+        return self.span is not None and (
+            self.ratio <= self.span[0] * (1 + 1e-9) or self.ratio >= self.span[1] * (1 - 1e-9)
+        )
+
+    def covers(self, ratio: float) -> bool:
+        """Whether such a ratio was run, as far as that is known."""
+        return self.span is None or self.span[0] * (1 - 1e-3) <= ratio <= self.span[1] * (1 + 1e-3)
 
     def interval(self, level: float = 0.9) -> Interval | None:
-        """Central interval of r*; None without draws."""
-        return None if not len(self.log_draws) else _ends(np.exp(self.log_draws), level)
+        """Central interval of r*; None without draws, or where too many of them are flat."""
+        ends = central(self.log_draws, level)
+        return None if ends is None else (float(np.exp(ends[0])), float(np.exp(ends[1])))
 
     def cost(self, ratio: float, level: float = 0.9) -> tuple[float, Interval | None] | None:
-        """Nats that a ratio loses against the best, with the interval; None where the depth is not known."""
+        """Nats that a ratio loses against the best, with the interval; None where the depth is not known.
+
+        Of a ratio that was not run (see `covers`) it is the cost of the nearest that was: the least that it can be.
+        """
         if self.above is None:
             return None
-        nats, drawn = self.above(float(np.log(ratio)))
+        nats, drawn = self.above(self._nearest(ratio))
         return nats, _around(nats, drawn, level)
 
     def change(self, before: float, after: float, level: float = 0.9) -> tuple[float, Interval | None] | None:
-        """Nats that moving from one ratio to another adds, negative where it saves; likewise."""
+        """Nats that moving from one ratio to another adds, negative where it saves; likewise.
+
+        What would be saved outside of the ratios that were run is not credited, what would be lost there is counted.
+        """
         if self.above is None:
             return None
         (start, from_draws), (end, to_draws) = (self.above(float(np.log(ratio))) for ratio in (before, after))
-        return end - start, _around(end - start, to_draws - from_draws, level)
+        (near, near_draws), (far, far_draws) = (self.above(self._nearest(ratio)) for ratio in (before, after))
+        nats = max(end - start, far - near)
+        return nats, _around(nats, np.maximum(to_draws - from_draws, far_draws - near_draws), level)
+
+    def _nearest(self, ratio: float) -> float:
+        """ln of the nearest ratio that was run."""
+        return float(np.log(ratio if self.span is None else np.clip(ratio, *self.span)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +100,16 @@ class BestRatio:
     spread: float = 1.0
     """How many times farther the valleys' depths lie from the pooled one than their noise explains; at least 1, and the
     interval and the draws of the depth are wider by it (the scale factor of the Particle Data Group)."""
+    is_visible: bool = False
+    """Whether the runs show a valley: whether the interval of its depth stands above 0, with draws or without."""
+    flat: float = 0.0
+    """Share of the draws in which any ratio may be the best; they are in neither the law's draws nor the depth's."""
+    method: Literal["minima", "shared"] = "minima"
+    """minima: the law goes through minima, one a group; shared: the groups share depth and law, because the valley of
+    one at least is too faint (see Valley.is_clear and `shared_valley`)."""
     misfit: float | None = None
-    """Where the groups share depth and law because their own valleys are too faint (`shared_valley`): the probability
-    of parabolas of their own fitting this much better by chance. None: the law goes through their minima."""
+    """Where they share: the probability of parabolas of their own fitting this much better by chance; None where that
+    cannot be tested."""
     range: Mapping[str, Interval] = field(default_factory=dict)
     """Smallest and largest expert_attention_ratio, flops, sparsity and context that it was measured on."""
     n_valleys: int = 0
@@ -88,11 +125,6 @@ class BestRatio:
         return self.law.name if isinstance(self.law, Law) else self.source
 
     @property
-    def is_visible(self) -> bool:
-        """Whether the runs show a valley: the interval of its depth stands above 0."""
-        return self.depth_interval is not None and self.depth_interval[0] > 0
-
-    @property
     def flops_convention(self) -> str:
         """How C is counted."""
         return self.law.law.convention if isinstance(self.law, Fit) else self.law.convention
@@ -104,24 +136,42 @@ class BestRatio:
     def at(self, flops: float, sparsity: float) -> RatioOptimum:
         """r* and the valley about it of a model of this sparsity, trained with these FLOPs.
 
+        r* is held within the ratios that were run, and so are its draws: beyond them nothing was seen.
+
         Raises:
             InputError: if flops is not positive, or sparsity not from 0 to below 1.
         """
-        columns = {"flops": np.array([flops]), "sparsity": np.array([sparsity])}
         law = self.law.law if isinstance(self.law, Fit) else self.law
-        best = float(law.form.predict(Law(**{**vars(law), "warnings": []}).checked(columns), law.parameters)[0])
+        columns = {"flops": np.array([flops]), "sparsity": np.array([sparsity])}
+        Law(**{**vars(law), "warnings": []}).checked(columns)
+        span = self.range.get(_TARGET)
+        low, high = (-np.inf, np.inf) if span is None else np.log(span)
+        said = float(_log_ratio(law.parameters, flops, sparsity))
+        best = float(np.clip(said, low, high))
         drawn = np.zeros(0)
         if isinstance(self.law, Fit) and self.law.draws:
-            drawn = np.log(self.law.form.predict({n: v[0] for n, v in columns.items()}, self.law.draws))
-        if self.depth is None or self.depth <= 0:
-            return RatioOptimum(ratio=best, log_draws=drawn, above=None)
-        depth, depths = self.depth, self.depth_draws
+            drawn = np.clip(_log_ratio(self.law.draws, flops, sparsity), low, high)
+        n_flat = round(len(drawn) * self.flat / (1 - self.flat)) if self.flat < 1 else 0
+        depth, depths, above = self.depth, self.depth_draws, None
+        if depth is not None and depth > 0:
 
-        def above(log_ratio: float) -> tuple[float, np.ndarray]:
-            nats = depths * (log_ratio - drawn) ** 2 if len(depths) == len(drawn) else np.zeros(0)
-            return depth * (log_ratio - float(np.log(best))) ** 2, nats
+            def above(log_ratio: float) -> tuple[float, np.ndarray]:
+                nats = depths * (log_ratio - drawn) ** 2 if len(depths) == len(drawn) else np.zeros(0)
+                return depth * (log_ratio - best) ** 2, np.append(nats, np.zeros(n_flat if len(nats) else 0))
 
-        return RatioOptimum(ratio=best, log_draws=drawn, above=above)
+        return RatioOptimum(
+            ratio=float(np.exp(best)),
+            log_draws=np.append(drawn, np.full(n_flat, np.nan)),
+            above=above,
+            span=span,
+            law_ratio=None if abs(said - best) < 1e-6 else float(np.exp(np.clip(said, -700, 700))),
+        )
+
+    def interval(self, level: float = 0.9) -> dict[str, Interval]:
+        """Intervals of the law's parameters; empty without draws, or where too many of them are flat."""
+        if not isinstance(self.law, Fit) or self.flat > (1 - level) / 2:
+            return {}
+        return self.law.interval(level)
 
     def beyond(self, **asked: float) -> list[str]:
         """What is asked for that lies outside of what was measured, as `flops 1e25 (1e18 to 1e21)`; by name of `range`.
@@ -156,6 +206,9 @@ class BestRatio:
             "depth_interval": None if self.depth_interval is None else list(self.depth_interval),
             "depth_draws": self.depth_draws.tolist(),
             "spread": self.spread,
+            "visible": self.is_visible,
+            "flat": self.flat,
+            "method": self.method,
             "misfit": self.misfit,
             "range": {name: list(ends) for name, ends in self.range.items()},
             "n_valleys": self.n_valleys,
@@ -176,7 +229,10 @@ class BestRatio:
             convention = fitted.law.convention if "flops_convention" in fitted.runs else None
             return cls(law=fitted, convention=convention, range=spans, source=fitted.runs.source)
         try:
-            interval = values["depth_interval"]
+            interval, misfit = values["depth_interval"], values["misfit"]
+            method = values.get("method", "minima" if misfit is None else "shared")
+            if method not in ("minima", "shared"):
+                raise ValueError(method)
             return cls(
                 law=Fit.from_dict(values["allocation"]),
                 convention=values["convention"],
@@ -184,7 +240,10 @@ class BestRatio:
                 depth_interval=None if interval is None else (float(interval[0]), float(interval[1])),
                 depth_draws=np.array(values["depth_draws"], dtype=float),
                 spread=float(values["spread"]),
-                misfit=None if values["misfit"] is None else float(values["misfit"]),
+                is_visible=bool(values.get("visible", interval is not None and interval[0] > 0)),
+                flat=float(values.get("flat", 0.0)),
+                method=method,
+                misfit=None if misfit is None else float(misfit),
                 range={name: (float(ends[0]), float(ends[1])) for name, ends in values["range"].items()},
                 n_valleys=int(values["n_valleys"]),
                 n_rows=int(values["n_rows"]),
@@ -213,7 +272,8 @@ def best_ratio(name: str) -> BestRatio:
 def best_ratio_of(
     valleys: Sequence[Valley],
     *,
-    draws: int = 200,
+    draws: int = 1000,
+    seed: int = 0,
     pinned: Mapping[str, float] | None = None,
     convention: str | None = None,
     source: str = "the valleys",
@@ -221,36 +281,45 @@ def best_ratio_of(
 ) -> BestRatio:
     """The best ratio's law and the depth of the valley about it.
 
-    Where every group has a valley of its own, the law goes through their minima (see `allocation_of`). Where some are
-    too faint for that, all groups share one depth and one law (see `shared_valley`, which knows no q).
+    Where every group has a clear valley of its own (`Valley.is_clear`), the law goes through their minima (see
+    `allocation_of`). Where some are too faint for that, all groups share one depth and one law (see `shared_valley`,
+    which knows no q).
 
     Args:
         valleys: of `ratio_valleys`.
-        draws: refits behind the intervals.
+        draws: behind the intervals; at most 200 where the law goes through minima, since each is then a refit.
+        seed: of the draws of a shared law; refits are to the draws of the valleys.
         pinned: parameters of the law that are given.
         convention: how the ratio was counted; default: as the FLOPs of its runs.
         source: where the runs are from.
         level: of the interval of the depth.
 
     Raises:
-        InputError: if the groups together are a hill or too few, or they were counted in several ways.
+        InputError: if the groups together are a hill or too few, they were counted in several ways, or an argument is
+            out of range.
     """
+    check_draws(draws, seed)
     named = dict.fromkeys(valley.convention for valley in valleys)
     if len(named) > 1:
         raise InputError(
             f"{source} counts FLOPs by {' and '.join(str(name or 'nothing that is said') for name in named)}; count "
             "all of them one way, or keep the rows of one."
         )
+    method: Literal["minima", "shared"] = "shared"
     misfit: float | None = None
-    if all(valley.inside and valley.ratio_interval is not None for valley in valleys):
-        law, used = allocation_and_draws(valleys, draws=draws, pinned=pinned)
-        depth, interval, drawn, spread = pooled_depth(valleys, level=level)
+    if all(valley.is_clear for valley in valleys):
+        method = "minima"
+        law, used, flat = allocation_and_draws(valleys, draws=min(draws, _REFITS), pinned=pinned)
+        pooled = _pooled(valleys)
+        depth, drawn, spread = pooled.depth, pooled.draws, pooled.spread
+        interval = pooled.interval(level)
     else:
-        shared = shared_valley(valleys, draws=_SHARED_DRAWS, pinned=pinned)
+        shared = shared_valley(valleys, draws=draws, seed=seed, pinned=pinned)
         if shared.law is None:
             raise InputError(f"the {len(valleys)} groups together are a hill in ln r, so that they show no best ratio.")
-        law, used, depth, spread, misfit = shared.law, shared.used.tolist(), shared.depth, 1.0, shared.misfit
-        drawn, interval = shared.depth_draws, _ends(shared.depth_draws, level)
+        law, used, flat, misfit = shared.law, shared.used.tolist(), shared.flat, shared.misfit
+        depth, drawn, spread = shared.depth, shared.depth_draws, 1.0
+        interval = shared.depth_interval(level)
     contexts = [end for valley in valleys for end in valley.context_range or ()]
     spans = {
         _TARGET: _span([end for valley in valleys for end in valley.ratio_range]),
@@ -262,9 +331,12 @@ def best_ratio_of(
         law=law,
         convention=convention or next(iter(named)),
         depth=depth,
-        depth_interval=interval,
+        depth_interval=interval if draws and len(drawn) else None,
         depth_draws=drawn[used] if len(drawn) else drawn,
         spread=spread,
+        is_visible=interval is not None and interval[0] > 0,
+        flat=flat,
+        method=method,
         misfit=misfit,
         range=spans,
         n_valleys=len(valleys),
@@ -280,24 +352,58 @@ def pooled_depth(
 
     Each parabola weighs by the inverse variance of its curvature; hills count too, with their negative one, since to
     leave them out would deepen the valley. Where the curvatures lie farther apart than their noise explains, draws and
-    interval are wider by that factor (see BestRatio.spread).
+    interval are wider by that factor (see BestRatio.spread). Without draws of the valleys there is no interval.
     """
+    pooled = _pooled(valleys)
+    return pooled.depth, pooled.interval(level) if len(pooled.draws) else None, pooled.draws, pooled.spread
+
+
+def shows_valley(valleys: Sequence[Valley], *, level: float = 0.9) -> bool:
+    """Whether the interval of the depth of all valleys stands above 0, whether they have draws or not."""
+    interval = _pooled(valleys).interval(level)
+    return interval is not None and interval[0] > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pooled:
+    """One depth for all valleys."""
+
+    depth: float | None = None
+    error: float | None = None
+    """Its standard error, the spread not in it; None where the rows leave no noise estimate."""
+    spare: int = 0
+    draws: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    spread: float = 1.0
+
+    def interval(self, level: float) -> Interval | None:
+        """Student's; None where there is no noise estimate."""
+        if self.depth is None or self.error is None:
+            return None
+        return around(self.depth, self.spread * self.error, self.spare, level)
+
+
+def _pooled(valleys: Sequence[Valley]) -> _Pooled:
+    """See `pooled_depth`; everything but the draws is the same without draws."""
     own = [valley for valley in valleys if valley.curvature is not None]
     if not own:
-        return None, None, np.zeros(0), 1.0
+        return _Pooled()
     curvature = np.array([valley.curvature for valley in own], dtype=float)
-    drawn = np.array([valley.curvature_draws for valley in own])
-    sd = drawn.std(axis=1) if drawn.shape[1] else np.zeros(len(own))
-    known = bool((sd > 0).all())
-    weights = 1 / sd**2 if known else np.ones(len(own))
-    depth = float(np.average(curvature, weights=weights))
-    if not drawn.shape[1]:
-        return depth, None, np.zeros(0), 1.0
+    errors = np.array([valley.curvature_error or 0.0 for valley in own])
+    known = bool((errors > 0).all())
+    weights = (errors.min() / errors) ** 2 if known else np.ones(len(own))
+    weights /= weights.sum()
+    depth = float(weights @ curvature)
     spread = 1.0
     if known and len(own) > 1:
-        spread = max(1.0, float(np.sqrt(np.sum(((curvature - depth) / sd) ** 2) / (len(own) - 1))))
-    pooled = depth + spread * (np.average(drawn, axis=0, weights=weights) - depth)
-    return depth, _ends(pooled, level), pooled, spread
+        spread = max(1.0, float(np.sqrt(np.sum(((curvature - depth) / errors) ** 2) / (len(own) - 1))))
+    drawn = weights @ np.array([valley.curvature_draws for valley in own])
+    return _Pooled(
+        depth=depth,
+        error=None if own[0].curvature_error is None else float(np.sqrt(np.sum((weights * errors) ** 2))),
+        spare=own[0].spare,
+        draws=depth + spread * (drawn - depth),
+        spread=spread,
+    )
 
 
 def save_best_ratio(found: BestRatio, path: str | Path) -> None:
@@ -329,6 +435,13 @@ def load_best_ratio(path: str | Path) -> BestRatio:
         return BestRatio.from_dict(values if isinstance(values, dict) else {})
     except InputError as error:
         raise InputError(f"allocation file {path}: {error}") from None
+
+
+def _log_ratio(parameters: Mapping[str, Any], flops: float, sparsity: float) -> Any:
+    """ln r* of law allocation, of constants or of draws [B]: r* itself may be beyond what a float can hold."""
+    used = np.log1p(-sparsity)
+    power = np.asarray(parameters["B"]) * np.exp(np.asarray(parameters["q"]) * used)
+    return np.log(parameters["A"]) + np.asarray(parameters["p"]) * used + power * np.log(flops)
 
 
 def _span(values: Any) -> Interval:

@@ -6,6 +6,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 from scipy.stats import f as f_distribution
+from scipy.stats import t as student
 
 from isoflop.errors import InputError
 from isoflop.laws._parabola import Interval, Parabola, central, groups_of, pooled_noise
@@ -24,7 +25,19 @@ _SINGULAR: Final = 1e12
 """Condition number of the scaled normal equations beyond which they have no solution."""
 
 _DOUBT: Final = 0.05
-"""Share of draws without a valley from which on there may be none."""
+"""Probability of no valley from which on there may be none."""
+
+CLEAR: Final = 3.0
+"""Standard errors above 0 from which on a curvature is a valley of its own."""
+
+_ALIKE: Final = 0.1
+"""Logarithms of budgets, or of 1 − S, that lie closer than this are one budget, or one sparsity."""
+
+_LARGEST: Final = 300.0
+"""ln r beyond which a draw says no more than that any ratio may be the best; its exponential still is a float."""
+
+MOST_DRAWS: Final = 100_000
+"""Most draws that can be asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,20 +47,26 @@ class Valley:
     group: Mapping[str, Any]
     """The values of the columns that the runs were grouped by."""
     status: Literal["inside", "edge", "not_convex", "too_few_ratios"]
-    """inside: r* lies inside the ratios that were run; edge: at or beyond an end of them, so that it is an
-    extrapolation; not_convex: the parabola opens downward, and the lowest run stands in; too_few_ratios: fewer than
-    three, likewise."""
+    """inside: r* lies inside the ratios that were run, and the lowest mean loss at neither end of them; edge: one of
+    the two does not hold, so that r* is an extrapolation; not_convex: the parabola opens downward, and the lowest run
+    stands in; too_few_ratios: fewer than three, likewise."""
     ratio: float
-    """r*."""
+    """r*; of the lowest run where there is no parabola that opens upward (then `to_dict` has None)."""
     ratio_interval: Interval | None
     """None where the rows leave no noise estimate or the parabola may be flat: then any ratio may be the best."""
+    log_ratio_error: float | None
+    """Standard error of ln r*, to first order in the noise; None without a valley or a noise estimate."""
     loss: float
-    """Loss at r*, nats per token."""
+    """Loss at r*, nats per token; likewise."""
     loss_interval: Interval | None
     curvature: float | None
     """Coefficient of (ln r)², nats: negative where the losses make a hill; None without a parabola."""
+    curvature_error: float | None
+    """Its standard error; None where the rows leave no noise estimate."""
     depth_interval: Interval | None
-    """Of v; where it holds 0, the runs do not show that there is a valley."""
+    """Of v, Student's; where it holds 0, the runs do not show that there is a valley. None without draws as well."""
+    is_visible: bool
+    """Whether that interval stands above 0 (with draws or without): whether the runs show that there is a valley."""
     costs: Mapping[float, float]
     """Nats lost at these multiples of r*, v (ln multiple)²; empty without a parabola."""
     cost_intervals: Mapping[float, Interval]
@@ -56,8 +75,12 @@ class Valley:
     """Ratios whose loss is within `noise` of the least; None without a parabola or noise."""
     noise: float | None
     """Standard deviation of one run's loss about the parabolas, pooled over all groups, nats."""
+    spare: int
+    """Rows of all groups beyond the three that each parabola takes: degrees of freedom of the noise."""
     flops: float
     """Geometric mean of the runs' training FLOPs."""
+    flops_range: Interval
+    """Smallest and largest of them."""
     sparsity: float
     """Mean of the runs' sparsity."""
     n_rows: int
@@ -73,6 +96,8 @@ class Valley:
     """Draws of the curvature [B], of the same parabolas."""
     moments: np.ndarray = field(repr=False, compare=False)
     """Sums over the rows for least squares (see _parabola.Parabola.moments)."""
+    log_centre: float = field(repr=False, compare=False)
+    """Mean of the rows' ln r, from which the moments are."""
     squares: float = field(repr=False, compare=False)
     """Sum of the squares about the parabola."""
 
@@ -82,9 +107,15 @@ class Valley:
         return self.curvature if self.curvature is not None and self.curvature > 0 else None
 
     @property
-    def is_visible(self) -> bool:
-        """Whether the interval of the depth stands above 0: whether the runs show that there is a valley."""
-        return self.depth_interval is not None and self.depth_interval[0] > 0
+    def is_clear(self) -> bool:
+        """Whether the group has a valley of its own: r* inside the ratios that were run, and a curvature of CLEAR
+        standard errors; whatever the draws and the level of the intervals."""
+        return (
+            self.inside
+            and self.curvature is not None
+            and self.curvature_error is not None
+            and self.curvature > CLEAR * self.curvature_error
+        )
 
     @property
     def inside(self) -> bool:
@@ -98,11 +129,13 @@ class Valley:
         return np.asarray(self.loss + self.depth * np.log(np.asarray(ratio) / self.ratio) ** 2)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dictionary for JSON, without the draws."""
-        hidden = ("group", "log_ratio_draws", "curvature_draws", "costs", "cost_intervals")
+        """Plain dictionary for JSON, without the draws; ratio and loss are None where there is no valley."""
+        hidden = ("group", "log_ratio_draws", "curvature_draws", "costs", "cost_intervals", "moments", "log_centre")
         values = {name: value for name, value in vars(self).items() if name not in hidden}
         costs = {f"{times:g}": nats for times, nats in self.costs.items()}
         intervals = {f"{times:g}": list(ends) for times, ends in self.cost_intervals.items()}
+        if self.depth is None:
+            values |= {"ratio": None, "ratio_interval": None, "loss": None, "loss_interval": None}
         return {**self.group, **values, "depth": self.depth, "costs": costs, "cost_intervals": intervals}
 
 
@@ -125,12 +158,15 @@ def ratio_valleys(
         runs: finished runs with expert_attention_ratio, sparsity, flops and loss; others are left out.
         by: columns whose values make a group.
         level: of the intervals.
-        draws: number of draws.
+        draws: number of draws; 0: no intervals.
         seed: of the draws.
 
     Raises:
-        InputError: if a column is absent or a value is missing, naming the row.
+        InputError: if an argument is out of range, a column is absent, is named twice or is what a group must differ
+            in, or a value is missing, naming the row.
     """
+    check_draws(draws, seed)
+    _check_grouping(by)
     groups = groups_of(runs, by, (_COLUMN, "sparsity", "flops", "loss"), level=level, what="valleys")
     parabolas = [Parabola(np.log(own.numeric(_COLUMN)), own.numeric("loss")) for _, own in groups]
     rng = np.random.default_rng(seed)
@@ -138,9 +174,25 @@ def ratio_valleys(
     spare = sum(parabola.spare for parabola in parabolas)
     sd = float(np.sqrt(sum(parabola.squares for parabola in parabolas) / spare)) if spare > 0 else None
     return [
-        _valley(group, own, parabola, noise, sd, level, rng)
+        _valley(group, own, parabola, noise, sd, spare, level, rng)
         for (group, own), parabola in zip(groups, parabolas, strict=True)
     ]
+
+
+def check_draws(draws: int, seed: int) -> None:
+    """Raise InputError where no number of draws, or no seed of them, is given."""
+    if not 0 <= draws <= MOST_DRAWS:
+        raise InputError(f"draws is {draws}; it must be from 0 to {MOST_DRAWS:,}.")
+    if seed < 0:
+        raise InputError(f"seed is {seed}; it must be a whole number from 0.")
+
+
+def _check_grouping(by: Sequence[str]) -> None:
+    for column in by:
+        if list(by).count(column) > 1:
+            raise InputError(f"by is {','.join(by)}, which names {column} twice; name each column once.")
+        if column in (_COLUMN, "loss"):
+            raise InputError(f"by is {','.join(by)}, but {column} is what the runs of a group differ in; leave it out.")
 
 
 def _valley(
@@ -149,6 +201,7 @@ def _valley(
     parabola: Parabola,
     noise: np.ndarray,
     sd: float | None,
+    spare: int,
     level: float,
     rng: np.random.Generator,
 ) -> Valley:
@@ -162,28 +215,39 @@ def _valley(
         status = "inside" if parabola.is_inside(place) else "edge"
     places, losses, depths = parabola.draws(noise, rng)
     ends = central(places, level)
-    of_depth = central(depths, level)
+    curvature = None if parabola.coefficients is None else float(parabola.coefficients[2])
+    scale = parabola.curvature_scale
+    error = None if sd is None or scale is None else sd * scale
+    of_depth = None if curvature is None or error is None else around(curvature, error, spare, level)
+    visible = of_depth is not None and of_depth[0] > 0
+    if not len(depths):
+        of_depth = None
     costs = {} if depth is None else {times: depth * float(np.log(times)) ** 2 for times in WRONG}
     band = None
     if depth is not None and sd is not None:
         reach = float(np.sqrt(sd / depth))
-        band = (float(np.exp(place - reach)), float(np.exp(place + reach)))
+        band = (_exp(place - reach), _exp(place + reach))
     return Valley(
         group=group,
         status=status,  # type: ignore[arg-type]
-        ratio=float(np.exp(place)),
-        ratio_interval=None if ends is None else (float(np.exp(ends[0])), float(np.exp(ends[1]))),
+        ratio=_exp(place),
+        ratio_interval=None if ends is None else (_exp(ends[0]), _exp(ends[1])),
+        log_ratio_error=None if sd is None or depth is None else sd * parabola.vertex_scale,
         loss=loss,
         loss_interval=central(losses, level),
-        curvature=None if parabola.coefficients is None else float(parabola.coefficients[2]),
+        curvature=curvature,
+        curvature_error=error,
         depth_interval=of_depth,
+        is_visible=visible,
         costs=costs,
         cost_intervals={}
         if of_depth is None
         else {times: (of_depth[0] * np.log(times) ** 2, of_depth[1] * np.log(times) ** 2) for times in costs},
         band=band,
         noise=sd,
+        spare=spare,
         flops=float(np.exp(np.mean(np.log(rows.numeric("flops"))))),
+        flops_range=(float(rows.numeric("flops").min()), float(rows.numeric("flops").max())),
         sparsity=float(rows.numeric("sparsity").mean()),
         n_rows=len(rows),
         ratio_range=(float(np.exp(parabola.values[0])), float(np.exp(parabola.values[-1]))),
@@ -192,7 +256,31 @@ def _valley(
         log_ratio_draws=places,
         curvature_draws=depths,
         moments=parabola.moments,
+        log_centre=parabola.centre,
         squares=parabola.squares,
+    )
+
+
+def around(value: float, error: float, spare: int, level: float) -> Interval:
+    """Student's interval of an estimate with this standard error and these degrees of freedom."""
+    reach = float(student.ppf((1 + level) / 2, spare)) * error
+    return value - reach, value + reach
+
+
+def _exp(log_ratio: float) -> float:
+    return float(np.exp(np.clip(log_ratio, -_LARGEST, _LARGEST)))
+
+
+def _kinds(logarithms: np.ndarray) -> int:
+    """How many values these are, those closer than _ALIKE to a neighbour being one."""
+    return 1 + int(np.sum(np.diff(np.sort(logarithms)) > _ALIKE)) if len(logarithms) else 0
+
+
+def _budgets_and_sparsities(valleys: Sequence[Valley]) -> tuple[int, int]:
+    """How many different ones there are."""
+    return (
+        _kinds(np.log([valley.flops for valley in valleys])),
+        _kinds(np.log1p(-np.array([valley.sparsity for valley in valleys]))),
     )
 
 
@@ -211,11 +299,13 @@ def _convention(rows: RunTable) -> str | None:
     """
     if CONVENTION not in rows:
         return None
-    named = dict.fromkeys(rows[CONVENTION].tolist())
+    named = dict.fromkeys(
+        value.strip() if isinstance(value, str) and value.strip() else None for value in rows[CONVENTION].tolist()
+    )
     if len(named) > 1:
         raise InputError(
             f"{rows.source} counts the FLOPs of one group by "
-            f"{' and '.join(str(name or 'nothing that is said') for name in named)}; count all of them one way, or "
+            f"{' and '.join(name or 'nothing that is said' for name in named)}; count all of them one way, or "
             f'keep one with --where "{CONVENTION}={next(name for name in named if name)}".'
         )
     return next(iter(named), None)
@@ -240,14 +330,15 @@ def allocation_of(valleys: Sequence[Valley], *, draws: int = 100, pinned: Mappin
 
 def allocation_and_draws(
     valleys: Sequence[Valley], *, draws: int, pinned: Mapping[str, float] | None = None
-) -> tuple[Fit, list[int]]:
-    """`allocation_of`, and which draw of the valleys each draw of the fit is made of."""
+) -> tuple[Fit, list[int], float]:
+    """`allocation_of`, which draw of the valleys each draw of the fit is made of, and the share of draws without one
+    because a group has no valley in it."""
     own = [valley for valley in valleys if valley.inside]
-    budgets, sparsities = ({f"{getattr(v, name):.3g}" for v in own} for name in ("flops", "sparsity"))
+    budgets, sparsities = _budgets_and_sparsities(own)
     fixed: dict[str, float] = {}
-    if len(sparsities) < 2:
+    if sparsities < 2:
         fixed |= {"p": 0.0, "q": 0.0}
-    if len(budgets) < 2:
+    if budgets < 2:
         fixed |= {"B": 0.0, "q": 0.0}
     fixed |= pinned or {}
     free = 4 - len(fixed)
@@ -256,22 +347,27 @@ def allocation_and_draws(
             f"{len(own)} of {len(valleys)} valleys lie inside the ratios that were run, fewer than the "
             f"{free} parameter{'s' if free > 1 else ''} of law allocation; add ratios, budgets or sparsities."
         )
-    spread = np.array([_sd(valley) for valley in own])
-    known = np.isfinite(spread) & (spread > 0)
-    weights = np.where(known, 1 / np.where(known, spread, 1) ** 2, 0)
-    weights = weights / weights.mean() if known.all() else np.ones(len(own))
+    spread = np.array([valley.log_ratio_error or 0.0 for valley in own])
+    weights = np.ones(len(own))
+    if (spread > 0).all():
+        weights = (spread.min() / spread) ** 2
+        weights /= weights.mean()
 
     def fitted(ratios: np.ndarray) -> Fit:
         return fit(_minima(own, ratios, weights), "allocation", huber_delta=None, weights="weight", pinned=fixed)
 
     found = fitted(np.array([valley.ratio for valley in own]))
-    drawn = [valley.log_ratio_draws for valley in own]
-    usable = [index for index in range(min(map(len, drawn), default=0)) if all(np.isfinite(d[index]) for d in drawn)]
-    used = usable[:draws]
-    refits = [fitted(np.exp([d[index] for d in drawn])).parameters for index in used]
+    length = min((len(valley.log_ratio_draws) for valley in own), default=0)
+    drawn = np.array([valley.log_ratio_draws[:length] for valley in own])
+    with np.errstate(invalid="ignore"):
+        usable = np.flatnonzero((np.abs(drawn) < _LARGEST).all(axis=0))  # NaN is not
+    flat = 1 - len(usable) / length if length else 0.0
+    used = usable[:draws].tolist()
+    refits = [fitted(np.exp(drawn[:, index])).parameters for index in used]
     if not refits:
-        return found, []
-    return replace(found, draws={name: np.array([each[name] for each in refits]) for name in found.parameters}), used
+        return found, [], flat
+    refitted = {name: np.array([each[name] for each in refits]) for name in found.parameters}
+    return replace(found, draws=refitted), used, flat
 
 
 def _minima(valleys: Sequence[Valley], ratios: np.ndarray, weights: np.ndarray) -> RunTable:
@@ -295,16 +391,31 @@ class SharedValley:
 
     depth: float
     """v, nats per squared ln r; negative where the groups together are a hill."""
+    depth_error: float
+    """Its standard error, Student's with `spare` degrees of freedom."""
     depth_draws: np.ndarray = field(repr=False)
     """Draws of it [B]."""
     law: Fit | None
-    """r*(C, S) with the draws [B'] that have a valley; None on a hill."""
+    """r*(C, S) with the draws [B'] that have a valley; None on a hill. Its rows are the minima of the groups' own
+    parabolas, where they have one, and its residuals how far these lie from it; it was fitted to the runs."""
     used: np.ndarray = field(repr=False)
-    """Which draws these are [B']."""
+    """Which draws these are [B']; in the others any ratio may be the best."""
     noise: float
     """Standard deviation of one run's loss about it, nats."""
-    misfit: float
-    """Probability of parabolas of their own fitting this much better by chance (F test)."""
+    spare: int
+    """Rows beyond its parameters."""
+    misfit: float | None
+    """Probability of parabolas of their own fitting this much better by chance (F test); None where these leave no row
+    to spare, so that it cannot be tested."""
+
+    @property
+    def flat(self) -> float:
+        """Share of the draws in which any ratio may be the best."""
+        return 1 - len(self.used) / len(self.depth_draws) if len(self.depth_draws) else 0.0
+
+    def depth_interval(self, level: float = 0.9) -> Interval:
+        """Of the depth."""
+        return around(self.depth, self.depth_error, self.spare, level)
 
 
 def shared_valley(
@@ -325,29 +436,31 @@ def shared_valley(
 
     Raises:
         InputError: if no group has three ratios, the rows leave nothing to estimate the noise from or cannot tell p
-            from B, or A or another q than 0 is pinned.
+            from B, A or another q than 0 is pinned, or draws or seed are out of range.
     """
+    check_draws(draws, seed)
     fixed = dict(pinned or {})
     if not set(fixed) <= {"p", "B", "q"} or fixed.get("q", 0.0):
         raise InputError(f"pinned is {', '.join(fixed)}; one depth for all valleys knows p and B alone, and q = 0.")
     own = [valley for valley in valleys if valley.curvature is not None]
     if not own:
         raise InputError("no group has runs at three ratios or more, which a valley takes; add ratios.")
-    if len({f"{valley.sparsity:.3g}" for valley in own}) < 2:
+    budgets, sparsities = _budgets_and_sparsities(own)
+    if sparsities < 2:
         fixed.setdefault("p", 0.0)
-    if len({f"{valley.flops:.3g}" for valley in own}) < 2:
+    if budgets < 2:
         fixed.setdefault("B", 0.0)
     names = [name for name in ("A", "p", "B") if name not in fixed]
     log_flops = np.log([valley.flops for valley in own])
     centre = float(np.mean(log_flops))
-    known = {"A": np.ones(len(own)), "p": np.log(1 - np.array([v.sparsity for v in own])), "B": log_flops - centre}
+    known = {"A": np.ones(len(own)), "p": np.log1p(-np.array([v.sparsity for v in own])), "B": log_flops - centre}
     given = sum((fixed.get(name, 0.0) * known[name] for name in ("p", "B")), np.zeros(len(own)))
     size = len(own) + len(names) + 1
     normal, right, squares = np.zeros((size, size)), np.zeros(size), 0.0
     for group, valley in enumerate(own):
         n, x1, x2, x3, x4, y, xy, xxy, yy = valley.moments
         # the group's own constant, then columns −2 x·feature, and last x² − 2 x·given
-        features, m = np.array([known[name][group] for name in names]), given[group]
+        features, m = np.array([known[name][group] for name in names]), given[group] - valley.log_centre
         inner = slice(len(own), size - 1)
         normal[group, group] = n
         normal[group, inner] = normal[inner, group] = -2 * x1 * features
@@ -375,33 +488,41 @@ def shared_valley(
     free = rows - 3 * len(own)
     rng = np.random.default_rng(seed)
     spread = np.sqrt(residual / rng.chisquare(spare, size=draws)) if draws else np.zeros(0)
-    root = np.linalg.cholesky(np.linalg.inv(normal))
+    inverse = np.linalg.inv(normal)
+    root = np.linalg.cholesky(inverse)
     drawn = solved + spread[:, None] * (rng.standard_normal((len(spread), size)) @ root.T)
-    misfit = float("nan")
+    noise = float(np.sqrt(residual / spare))
+    error = noise * float(np.sqrt(inverse[-1, -1]))
+    misfit = None
     if free > 0 and spare > free:
         apart = sum(valley.squares for valley in own)
         ratio = (residual - apart) / (spare - free) / (apart / free) if apart > 0 else np.inf
         misfit = float(f_distribution.sf(ratio, spare - free, free))
-    used = np.flatnonzero(drawn[:, -1] > 0)
-    law = None
-    if solved[-1] > 0:
-        first = len(own)
+    first = len(own)
 
-        def constants(values: np.ndarray) -> dict[str, np.ndarray]:
-            """Parameters from coefficients [..., size]."""
+    def constants(values: np.ndarray) -> dict[str, np.ndarray]:
+        """ln A, p, B and q from coefficients [..., size]."""
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             each = {name: values[..., first + i] / values[..., -1] for i, name in enumerate(names)}
             each |= {name: np.full_like(each["A"], value) for name, value in fixed.items() if name != "q"}
-            with np.errstate(over="ignore"):
-                each["A"] = np.exp(each["A"] - each["B"] * centre)
-            return each | {"q": np.zeros_like(each["A"])}
+            return {**each, "A": each["A"] - each["B"] * centre, "q": np.zeros_like(each["A"])}
 
-        best = {name: float(value) for name, value in constants(solved).items()}
-        columns = {"flops": np.exp(log_flops), "sparsity": np.array([valley.sparsity for valley in own])}
-        ratios = form_named("allocation").predict(columns, best)
-        visible = float(np.mean(drawn[:, -1] > 0)) > 1 - _DOUBT if len(drawn) else False
+    # a depth of nearly 0 sends r* beyond all numbers: such a draw says as little as a flat one
+    drawn_constants = constants(drawn)
+    with np.errstate(invalid="ignore"):
+        used = np.flatnonzero((drawn[:, -1] > 0) & (np.abs(drawn_constants["A"]) < 2 * _LARGEST))
+    minima = [valley for valley in own if valley.depth is not None]
+    best = {name: float(value) for name, value in constants(solved).items()}
+    law = None
+    if solved[-1] > 0 and abs(best["A"]) < 2 * _LARGEST and minima:
+        predicted = [
+            best["A"] + best["p"] * np.log1p(-valley.sparsity) + best["B"] * np.log(valley.flops) for valley in minima
+        ]
+        known_flat = float(student.sf(solved[-1] / error, spare)) if error > 0 else 0.0
+        visible = known_flat < _DOUBT
         law = Fit(
             form=form_named("allocation"),
-            parameters=best,
+            parameters={**best, "A": float(np.exp(best["A"]))},
             status="converged" if visible else "not_identified",
             message="least squares over all rows, one depth for all groups"
             + ("." if visible else "; the valley may be flat, and any ratio the best."),
@@ -410,24 +531,22 @@ def shared_valley(
             n_left_out=0,
             huber_delta=None,
             pinned=fixed | {"q": 0.0},
-            residuals=np.zeros(len(own)),
-            draws=constants(drawn[used]),
-            runs=_minima(own, ratios, np.ones(len(own))),
+            residuals=np.log([valley.ratio for valley in minima]) - predicted,
+            draws=_with_coefficient({name: values[used] for name, values in drawn_constants.items()}),
+            runs=_minima(minima, np.array([valley.ratio for valley in minima]), np.ones(len(minima))),
         )
     return SharedValley(
         depth=float(solved[-1]),
+        depth_error=error,
         depth_draws=drawn[:, -1],
         law=law,
         used=used,
-        noise=float(np.sqrt(residual / spare)),
+        noise=noise,
+        spare=spare,
         misfit=misfit,
     )
 
 
-def _sd(valley: Valley) -> float:
-    """Standard deviation of ln r*, from quartiles since draws have long tails; NaN where it is not known."""
-    places = valley.log_ratio_draws
-    if not len(places) or np.mean(~np.isfinite(places)) > 0.1:
-        return float("nan")
-    low, high = np.nanquantile(places, [0.25, 0.75])
-    return float((high - low) / 1.349)
+def _with_coefficient(draws: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Draws [B] with A in place of ln A; empty without draws."""
+    return {**draws, "A": np.exp(draws["A"])} if len(draws["A"]) else {}
