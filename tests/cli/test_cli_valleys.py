@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import typer
-from tests.laws.test_valleys import DEPTH, best, runs
+from tests.laws.test_valleys import DEPTH, best, faint, runs
 from typer.testing import CliRunner
 
 from isoflop import laws
@@ -85,6 +85,50 @@ def test_no_visible_valley_is_said(tmp_path):
     assert "may be flat" in text
     assert "a hill" in text
     assert not json.loads(run(tmp_path / "flat.csv", "--json"))["visible"]
+
+
+@pytest.fixture(scope="module")
+def weak(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weak") / "weak.csv"
+    laws.write_runs(faint(0).with_columns({"flops_convention": "exact"}), path)
+    return path
+
+
+def test_without_draws_there_are_no_intervals_and_the_verdict_is_the_same(weak):
+    many, none = (json.loads(run(weak, "--json", "--draws", draws)) for draws in ("400", "0"))
+    assert (none["visible"], none["depth"]) == (many["visible"], many["depth"]) == (True, many["depth"])
+    for name in ("method", "misfit", "parameters", "status"):
+        assert none["law"][name] == many["law"][name]
+    assert many["law"]["method"] == "shared"
+    assert many["law"]["intervals"]
+    assert none["law"]["intervals"] == {}
+    assert none["depth_interval"] is None
+    assert [valley["is_visible"] for valley in none["valleys"]] == [valley["is_visible"] for valley in many["valleys"]]
+    text = run(weak, "--draws", "0")
+    assert "no intervals: --draws is 0" in text
+    assert "interval not drawn: --draws is 0" in text
+
+
+def test_draws_and_seed_reach_the_law(weak):
+    law = [json.loads(run(weak, "--json", "--draws", "200", "--seed", seed))["law"] for seed in ("1", "2")]
+    assert law[0]["parameters"] == law[1]["parameters"]
+    assert law[0]["intervals"]["B"] != law[1]["intervals"]["B"]
+
+
+def test_what_is_written_and_how_r_is_counted_is_said(weak, tmp_path):
+    out = tmp_path / "best.json"
+    text = run(weak, "--out", out, "--convention", "expert-attention")
+    assert f"wrote: {out}" in text
+    assert "since --convention says so, although flops_convention of the runs is exact" in text
+    found = json.loads(run(weak, "--out", out, "--convention", "expert-attention", "--json"))
+    assert found["out"] == str(out)
+    assert (found["ratio_convention"], found["flops_convention"]) == ("expert-attention", "exact")
+    assert {valley["ratio_convention"] for valley in found["valleys"]} == {"expert-attention"}
+
+
+def test_budgets_that_mix_within_a_group_are_warned_of(weak):
+    assert "within 3 of 3 groups the FLOPs of the runs differ, by up to 10 times" in run(weak, "--by", "sparsity")
+    assert "warning:" not in run(weak)
 
 
 def test_from_sweeps_through_a_file_to_a_plan(sweeps, tmp_path):
@@ -170,7 +214,13 @@ def test_a_law_of_the_loss_with_a_valley_is_fitted_to_such_a_table(tmp_path):
         (("--by", "colour"), "has no column colour; it has run_id, flops, budget"),
         (("--convention", "mine"), "--convention is 'mine'; allowed: exact, "),
         (("--level", "2"), r"--level is 2; it must be between 0 and 1\."),
-        (("--draws", "-1"), r"--draws is -1; it must not be negative\."),
+        (("--draws", "-1"), r"--draws is -1; it must be 0, for no intervals, or from 100 to 100,000\."),
+        (("--draws", "20"), r"--draws is 20; it must be 0, for no intervals, or from 100 to 100,000\."),
+        (("--draws", "99999999999"), r"--draws is 99999999999; it must be 0, for no intervals, or from 100 to"),
+        (("--seed", "-1"), r"--seed is -1; it must be a whole number from 0\."),
+        (("--by", "sparsity,sparsity"), "--by is sparsity,sparsity, which names sparsity twice"),
+        (("--by", "sparsity,expert_attention_ratio"), "but expert_attention_ratio is what the runs of a group differ"),
+        (("--out", "x.txt"), r"--out is x\.txt; it must end in \.json\."),
         (("--where", "sparsity=0.5", "--where", "expert_attention_ratio<0.3", "--out", "x.json"),
          "--out is x.json, but there is no law to write: no group has runs at three ratios or more"),
         (("--out", "/absent/x.json"), "--out is /absent/x.json, which cannot be written"),
