@@ -78,6 +78,50 @@ def test_other_moves_meet_it_too(move, ratio):
         assert getattr(found.spec, name) == getattr(SMALL, name)
 
 
+GROUPED = {f"{n}/{k}": (n, k) for n, k in ((12, 4), (24, 8), (20, 4), (36, 4), (8, 8))}
+
+
+@pytest.mark.parametrize("move", ["width", "heads", "kv_heads", "depth", "context"])
+@pytest.mark.parametrize(("heads", "kv_heads"), GROUPED.values(), ids=GROUPED)
+@pytest.mark.parametrize("skip_first", [0, 3])
+def test_the_base_stands_at_its_own_ratio_whatever_moves(move, heads, kv_heads, skip_first):
+    base = replace(
+        LARGE,
+        n_layers=12,
+        d_model=64 * heads,
+        attention=AttentionSpec(n_heads=heads, head_dim=64, n_kv_heads=kv_heads),
+        experts=replace(LARGE.experts, skip_first=skip_first),
+    )
+    assert realise(base, ratio=count(base).expert_attention_ratio, move=move).spec == base
+
+
+@pytest.mark.parametrize("factor", [0.7, 1.4])
+def test_heads_and_depth_move_in_steps_that_exist(factor):
+    """A place that cannot be (a third of a group of heads, no block with experts) is no sign of a ratio too small."""
+    base = replace(LARGE, n_layers=6, experts=replace(LARGE.experts, skip_first=4))
+    for move in ("heads", "depth"):
+        ratio = factor * count(base).expert_attention_ratio
+        found = realise(base, ratio=ratio, move=move)
+        assert found.expert_attention_ratio == pytest.approx(ratio, rel=0.0202)
+        assert found.flops_per_token == pytest.approx(flops(base), rel=0.0101)
+        assert found.spec.attention.n_heads / found.spec.attention.kv_heads == 4
+
+
+@pytest.mark.parametrize("ratio", [0.5, 1.0, 3.0])
+def test_heads_keep_their_size_and_widths_are_multiples_where_that_is_asked(ratio):
+    found = realise(LARGE, ratio=ratio, keep_heads=True, multiple=16)
+    assert found.spec.attention.head_dim == 64
+    assert found.spec.d_model % 16 == 0 == found.spec.d_expert % 16
+    assert found.expert_attention_ratio == pytest.approx(ratio, rel=0.0202)
+    assert found.flops_per_token == pytest.approx(flops(LARGE), rel=0.0101)
+    assert found.spec.attention.n_heads != LARGE.attention.n_heads
+
+
+def test_a_ratio_out_of_reach_is_told_what_is_within():
+    with pytest.raises(InputError, match=r"ratio is 1e\+09 .*; models like this one reach ratios from 0\.\d+ to \d+"):
+        realise(SMALL, ratio=1e9)
+
+
 def test_fewer_key_and_value_heads_raise_the_ratio():
     own = count(LARGE).expert_attention_ratio
     found = realise(LARGE, ratio=own * 1.15, move="kv_heads")
@@ -191,6 +235,7 @@ def test_ratio_falls_with_context_and_heads_and_rises_with_what_experts_a_token_
         ({"hold": ("tokens",)}, "hold is 'tokens'; allowed: params_active, params_total"),
         ({"hold": ("params_active",), "move": "depth"}, "parameters can be held with move width alone"),
         ({"multiple": 0}, "multiple is 0"),
+        ({"keep_heads": True, "hold": ("params_active",)}, "keep_heads is given with hold params_active"),
         ({"flops_per_token": 10.0}, "no model with move width"),
     ],
 )

@@ -100,6 +100,10 @@ def valleys(
 
             figures = write_valley_figures(table, found, law, plots, convention=convention)
         said = _sentences(found, law, pooled, level, draws, convention, refusal)
+        if not json:
+            _print(found, law, names, level, draws, table.source)
+            typer.echo("\n".join([*said, *(f"note: {sentence}" for sentence in table.notes)]))
+            typer.echo("".join(f"figure: {path}\n" for path in figures if path.suffix == ".png"), nl=False)
         if out is not None:
             if law is None:
                 raise InputError(f"out is {out}, but there is no law to write: {refusal}")
@@ -108,12 +112,8 @@ def valleys(
             written: dict[str, Any] = {"figures": [str(path) for path in figures]} if figures else {}
             written |= {} if out is None else {"out": str(out)}
             print_json(_document(found, law, pooled, level, convention, said, table.notes) | written)
-        else:
-            _print(found, law, names, level, draws, table.source)
-            typer.echo("\n".join([*said, *(f"note: {sentence}" for sentence in table.notes)]))
-            typer.echo("".join(f"figure: {path}\n" for path in figures if path.suffix == ".png"), nl=False)
-            if out is not None:
-                typer.echo(f"wrote: {out}   (for isoflop plan --allocation {out})")
+        elif out is not None:
+            typer.echo(f"wrote: {out}   (for isoflop plan --allocation {out})")
 
 
 _SUSPICIOUS: Final = 0.05

@@ -113,6 +113,7 @@ def realise(
     convention: str = "exact",
     ratio_convention: str | None = None,
     multiple: int = 1,
+    keep_heads: bool = False,
 ) -> Realised:
     """The model near `base` with this expert–attention ratio, within 2%, and these FLOPs per token, within 1%.
 
@@ -138,6 +139,7 @@ def realise(
         ratio_convention: how the ratio is; default: likewise. A ratio of the literature can so be met at equal FLOPs of
             another convention.
         multiple: d_model and widths of experts are multiples of this.
+        keep_heads: whether heads keep their size; with move width their number then moves apart from d_model.
 
     Raises:
         InputError: if an argument is out of range, or no model comes that near; then the nearest is named.
@@ -146,7 +148,9 @@ def realise(
     _check(base, ratio, flops_per_token, move, held, multiple)
     counted = count(base, convention=convention)
     target = counted.flops_per_token["total"] if flops_per_token is None else flops_per_token
-    search = Search(base, ratio, target, held, convention, ratio_convention or convention, multiple)
+    if keep_heads and held:
+        raise InputError(f"keep_heads is given with hold {', '.join(held)}, which moves the heads' size; give one.")
+    search = Search(base, ratio, target, held, convention, ratio_convention or convention, multiple, keep_heads)
     best = min(search.found(move), key=search.rank, default=None)
     if best is None or search.miss(best) > 1:
         raise InputError(search.refusal(best, move))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final, Literal
 
-from isoflop.spec import Count, DecoderSpec, count
+from isoflop.spec import AttentionSpec, Count, DecoderSpec, count
 from isoflop.spec.count import flops_and_ratio
 
 Move = Literal["width", "heads", "kv_heads", "depth", "context"]
@@ -20,6 +20,7 @@ FLOPS_TOLERANCE: Final = 0.01
 
 _REACH: Final = 8.0  # a moved property is tried from the base's divided by this to it times this
 _BESIDE: Final = 4  # integers on both sides of the best that are tried
+_LOOKED_AT: Final = 128  # places at most that tell what a move reaches
 
 
 def shape_of(spec: DecoderSpec) -> list[tuple[str, int]]:
@@ -39,7 +40,7 @@ def shape_of(spec: DecoderSpec) -> list[tuple[str, int]]:
 
 @dataclass(frozen=True)
 class Search:
-    """One question: ratio, FLOPs per token and what is held."""
+    """One question: ratio, FLOPs per token and what is held. `keep_heads`: their size stays the base's."""
 
     base: DecoderSpec
     ratio: float
@@ -48,6 +49,7 @@ class Search:
     convention: str
     ratio_convention: str
     multiple: int
+    keep_heads: bool = False
     misses: dict[DecoderSpec, float] = field(default_factory=dict)
     slopes: dict[tuple[int, int, int], float] = field(default_factory=dict)
 
@@ -85,9 +87,14 @@ class Search:
         return max(miss, 1.0), odd + 0.02 * min(miss, 1.0)
 
     def found(self, move: Move) -> Iterator[DecoderSpec]:
-        """Models to choose from."""
+        """Models to choose from, the base first where its widths are the multiples that are asked for."""
+        if self.base.d_model % self.multiple == 0 and self.base.d_expert % self.multiple == 0:
+            yield self.base
         if self.hold:
             yield from self._holding()
+            return
+        if move == "width" and self.keep_heads:
+            yield from self._counted_heads()
             return
         tied = move == "width" and self.base.attention.width == self.base.d_model
         nearest, _ = self._near(self._places(move), lambda place: self._at(move, place, tied))
@@ -103,7 +110,8 @@ class Search:
     def _near(self, places: Sequence[int], at: Any, guess: int | None = None) -> tuple[list[DecoderSpec], int]:
         """The models around the place where the ratio is met, which falls with every place; and that place's index.
 
-        A search by halves; about a guess, if there is one, it starts with a step that doubles.
+        A search by halves; about a guess, if there is one, it starts with a step that doubles. No model at a place
+        means that attention leaves no FLOPs to experts there.
         """
         low, high, step = 0, len(places) - 1, 1
         while high - low > 1:
@@ -129,9 +137,13 @@ class Search:
         step = self.multiple if move == "width" else 1
         if move == "width" and attention.width == base.d_model:
             step = math.lcm(2 * attention.n_heads, self.multiple)
+        if move == "heads":
+            step = attention.n_heads // attention.kv_heads
         if move == "kv_heads":
             return [k for k in range(1, attention.n_heads + 1) if attention.n_heads % k == 0]
         first, last = max(1, math.ceil(own / _REACH / step)), max(1, math.floor(own * _REACH / step))
+        if move == "depth" and base.experts is not None:
+            first = max(first, base.experts.skip_first + 1)
         return [step * i for i in range(first, last + 1)]
 
     def _at(self, move: Move, place: int, tied: bool) -> DecoderSpec | None:
@@ -140,17 +152,17 @@ class Search:
             head_dim = place // attention.n_heads if tied else attention.head_dim
             return self._fed(replace(base, d_model=place, attention=replace(attention, head_dim=head_dim)))
         if move == "heads":
-            each = attention.n_heads // attention.kv_heads
-            if place % each:
-                return None
-            return self._fed(replace(base, attention=replace(attention, n_heads=place, n_kv_heads=place // each)))
+            return self._fed(replace(base, attention=self._with_heads(place)))
         if move == "kv_heads":
             return self._fed(replace(base, attention=replace(attention, n_kv_heads=place)))
         if move == "context":
             return self._fed(replace(base, context=place))
-        if base.experts is not None and place <= base.experts.skip_first:
-            return None
         return self._fed(replace(base, n_layers=place))
+
+    def _with_heads(self, n_heads: int) -> AttentionSpec:
+        """The base's attention with so many query heads, and as many for each key and value head."""
+        attention = self.base.attention
+        return replace(attention, n_heads=n_heads, n_kv_heads=n_heads // (attention.n_heads // attention.kv_heads))
 
     def _fed(self, spec: DecoderSpec) -> DecoderSpec | None:
         """The model with experts as wide as its FLOPs per token leave room for; None where they leave none."""
@@ -175,10 +187,23 @@ class Search:
             )
             yield from found
 
+    def _counted_heads(self) -> Iterator[DecoderSpec]:
+        """Heads of the base's size, more or fewer of them, for d_model within a factor of 2.5."""
+        places, guess = self._places("heads"), None
+        for d_model in self._widths():
+            shaped = replace(self.base, d_model=d_model)
+            found, guess = self._near(
+                places,
+                lambda place, spec=shaped: self._fed(replace(spec, attention=self._with_heads(place))),
+                guess,
+            )
+            yield from found
+
     def _adjusted(self, spec: DecoderSpec) -> Iterator[DecoderSpec]:
-        """The model with heads and a d_model up to a fifth larger or smaller."""
+        """The model with heads and a d_model up to a fifth larger or smaller; heads as they are where they are kept."""
         widths = _within_a_fifth(spec.d_model, self.multiple * (1 if self.multiple > 1 else 2))
-        for size in _within_a_fifth(spec.attention.head_dim, 2):
+        own = spec.attention.head_dim
+        for size in [own] if self.keep_heads else _within_a_fifth(own, 2):
             shaped = replace(spec, attention=replace(spec.attention, head_dim=size))
             yield from self._near(widths, lambda width, other=shaped: self._fed(replace(other, d_model=width)))[0]
 
@@ -222,12 +247,28 @@ class Search:
         if best is None:
             return f"{asked} leaves room for experts; ask for fewer blocks or more FLOPs."
         found = count(best, convention=self.convention)
+        ends = self._reach(move)
+        reach = "" if ends is None else f"; models like this one reach ratios from {ends[0]:.2g} to {ends[1]:.2g}"
         held = "".join(f", {name} ×{getattr(found, name) / getattr(self.counted, name):.3f}" for name in self.hold)
         return (
             f"{asked} comes within {RATIO_TOLERANCE:.0%} of the ratio and {FLOPS_TOLERANCE:.0%} of the rest; the "
             f"nearest has {self.cost(best)[1]:.3g} at {found.flops_per_token['total']:,.0f}{held} "
-            f"({', '.join(f'{name} {value}' for name, value in shape_of(best))})."
+            f"({', '.join(f'{name} {value}' for name, value in shape_of(best))}){reach}."
         )
+
+    def _reach(self, move: Move) -> tuple[float, float] | None:
+        """The smallest and the largest ratio at these FLOPs that the move comes to by itself."""
+        if self.hold:
+            return None
+        tied = move == "width" and self.base.attention.width == self.base.d_model
+        places = self._places(move)
+        specs = [self._at(move, place, tied) for place in [*places[:: max(1, len(places) // _LOOKED_AT)], places[-1]]]
+        ratios = [self.cost(spec)[1] for spec in specs if spec is not None and self._affords(spec)]
+        return (min(ratios), max(ratios)) if ratios else None
+
+    def _affords(self, spec: DecoderSpec) -> bool:
+        """Whether a model has about the FLOPs that are asked for."""
+        return abs(math.log(self.cost(spec)[0] / self.flops)) <= 10 * FLOPS_TOLERANCE
 
 
 def _within_a_fifth(value: int, step: int) -> list[int]:
