@@ -10,6 +10,7 @@ from tests.planner.made_up_runs import DENSE, MOE
 from isoflop import count, laws
 from isoflop.errors import InputError
 from isoflop.planner import plan, realise
+from isoflop.planner.ratio import Allocator
 
 DEPTH = 0.03
 FLOPS = 2e13
@@ -210,7 +211,19 @@ def test_conventions_without_scores_say_so_and_hold_the_exact_flops():
     assert said.realised.moved["params_total"] > 1.5
     assert "what the ratio adds is not known" in " ".join(said.sentences)
     times = found.to_train.flops / long.to_train.flops
-    assert f"By krajewski the model takes {times:.3f} times the FLOPs" in " ".join(said.sentences)
+    assert times > 1.3
+    told = [sentence for sentence in found.warnings if "krajewski" in sentence and "FLOPs" in sentence]
+    assert len(told) == 1
+    assert f"takes {laws.exponent(found.to_train.flops)} FLOPs, {times:.2f} times those of the shape" in told[0]
+    assert f"here {laws.exponent(count(moved).training_flops_per_token * found.to_train.tokens)}" in told[0]
+    # the ratio is one of attention scores, so that what is built depends on the context
+    other = plan(**arguments, context=1024, ratio="best")
+    assert other.to_train.params_total != found.to_train.params_total
+    for each in (found, other):
+        assert "do not depend on the context" not in " ".join(each.allocation.sentences)
+    assert any("what the ratio makes of it depend" in note for note in found.notes)
+    limited = plan(**arguments, context=32768, memory_per_device=1e15)
+    assert "do not depend on the context" not in " ".join(limited.allocation.sentences)
 
 
 VALLEY = {
@@ -282,6 +295,112 @@ def test_a_law_that_reads_the_ratio_is_asked_about_the_model_itself(valley_fit):
     # parameters that a larger ratio buys put the best beyond the floor of the valley alone
     floor = np.exp(valley_fit.parameters["rho"] + valley_fit.parameters["sigma"] * np.log(FLOPS / 1e20))
     assert said.best > floor
+
+
+@pytest.fixture(scope="module")
+def steep():
+    """Runs at 1e11 to 1e12 FLOPs, from r = 0.25 to 4; their law sends r* beyond 4 at the plan's 2e13."""
+    rng, rows = np.random.default_rng(5), []
+    for c in (1e9, 1e10, 1e11):
+        for s in (0.5, 0.875, 0.96875):
+            for r in (0.25, 0.45, 0.8, 1.4, 2.4, 4.0):
+                off = np.log(r) + 0.3 * np.log(1 - s) - 0.4 * np.log(c / 1e10)
+                row = {"flops": c, "budget": c, "sparsity": s, "context": 128, "flops_convention": "exact"}
+                loss = 2.5 + 0.02 * off**2 + 0.002 * rng.standard_normal()
+                rows.append({**row, "expert_attention_ratio": r, "loss": loss})
+    return laws.best_ratio_of(laws.ratio_valleys(laws.RunTable(rows)), source="small runs")
+
+
+def test_a_plan_far_from_the_sweeps_holds_r_star_where_they_were_and_warns(fits, steep):
+    found = plan(flops=FLOPS, law=fits, templates=TEMPLATES, allocation=steep, ratio="best")
+    said = found.allocation
+    assert said.best == pytest.approx(4.0)
+    assert said.best_of_law > 8
+    assert said.at_end
+    assert said.ratio == pytest.approx(4.0, rel=0.0202)
+    assert said.best_interval[1] <= 4.0001
+    before = np.log(said.template_ratio / 4) ** 2
+    assert said.change == pytest.approx(-steep.depth * before, abs=steep.depth * 0.001)
+    warned = " ".join(found.warnings)
+    assert "r* = 4 by small runs is an extrapolation far from what was measured" in warned
+    assert f"{said.change:+.4f} nats of the loss rest on it" in warned
+    assert "r* is held at 4, the largest of the ratios that were run (0.25 to 4): the law says" in warned
+    near = plan(flops=FLOPS, law=fits, templates=TEMPLATES, allocation=steep)
+    assert "held within the ratios that were run, 0.25 to 4, though the law says" in " ".join(near.allocation.sentences)
+    assert near.allocation.warnings == ()  # nothing follows it
+
+
+def test_no_gain_is_credited_outside_of_the_ratios_that_were_run(fits, best):
+    narrow = replace(best, range={**best.range, "expert_attention_ratio": (0.7, 1.0)})
+    wide = plan(flops=FLOPS, law=fits, templates=[MOE[2]], allocation=best, ratio=0.9)
+    found = plan(flops=FLOPS, law=fits, templates=[MOE[2]], allocation=narrow, ratio=0.9)
+    assert wide.allocation.template_ratio > 1.2
+    optimum = narrow.at(found.best.flops, found.best.sparsity)
+    assert found.allocation.change == pytest.approx(optimum.change(1.0, found.allocation.ratio)[0], rel=1e-3)
+    assert wide.allocation.change < 3 * found.allocation.change
+    assert any("outside of the ratios that were run (0.7 to 1): no saving beyond" in each for each in found.warnings)
+    shape = plan(flops=FLOPS, law=fits, templates=[MOE[2]], allocation=narrow).allocation
+    assert "costs at least" in " ".join(shape.sentences)
+    assert "no ratio beyond 0.7 to 1 was run" in " ".join(shape.sentences)
+
+
+def test_the_size_of_heads_and_multiples_of_widths_are_kept_at_a_ratio(fits, best):
+    arguments = {"law": "krajewski-2024-e64", "flops": 1.93e20, "granularities": [4], "context": 4096}
+    for how in ({"head_dim": 64, "multiple": 64}, {"head_dim": 128}, {"multiple": 64}):
+        found = plan(**arguments, ratio=2, **how).to_train
+        multiple = how.get("multiple", 1)
+        assert found.spec.attention.head_dim == how.get("head_dim", found.realised.base.attention.head_dim)
+        assert found.spec.d_model % multiple == 0 == found.spec.d_expert % multiple
+        assert found.spec.attention.width % multiple == 0
+        moved = count(found.spec, convention="expert-attention").expert_attention_ratio
+        assert moved == pytest.approx(2, rel=0.0202)
+
+
+def test_a_family_that_cannot_stand_there_is_named_and_the_others_stay(fits, best):
+    coarse = replace(MOE[2], multiple=64, granularities=(MOE[2].experts.granularity,))
+    templates = [MOE[0], replace(coarse, name="coarse")]
+    laws_of = {**fits, "coarse": fits[MOE[2].family]}
+    found = plan(flops=FLOPS, law=laws_of, templates=templates, allocation=best, ratio=0.2)
+    assert {row.architecture for row in found.table} == {MOE[0].name}
+    (said,) = [sentence for sentence in found.warnings if "stands at the ratio" in sentence]
+    assert said.startswith("No model of coarse stands at the ratio, so that it is left out: ratio is 0.2 at")
+    with pytest.raises(InputError, match=r"ratio is 0\.2 at"):
+        plan(flops=FLOPS, law=laws_of, templates=templates[1:], allocation=best, ratio=0.2)
+
+
+def test_refusals_are_kept_as_sentences_and_raised_anew(fits, best, base):
+    row = next(row for row in base.table if row.n_experts > 1)
+    families = {family.name: family for family in base.families}
+    allocator = Allocator(asked=900.0, best=best, problem=base.problem, convention="exact", families=families)
+    raised = []
+    for _ in range(2):
+        with pytest.raises(InputError, match="ratio is 900 at") as caught:
+            allocator.realised(row, 900.0)
+        raised.append(caught.value)
+    assert raised[0] is not raised[1]
+    assert str(raised[0]) == str(raised[1])
+
+
+def test_no_laws_are_one_sentence(best):
+    with pytest.raises(InputError, match="law is an empty mapping"):
+        plan(flops=FLOPS, law={}, allocation=best)
+
+
+def test_every_ratio_in_json_has_its_convention_beside_it(fits, best):
+    found = plan(flops=FLOPS, law=fits, templates=TEMPLATES, allocation=best, ratio=0.8).to_dict()
+
+    def places(value):
+        if isinstance(value, dict):
+            yield value
+            for each in value.values():
+                yield from places(each)
+        elif isinstance(value, (list, tuple)):
+            for each in value:
+                yield from places(each)
+
+    known = [each for each in places(found) if "expert_attention_ratio" in each]
+    assert len(known) > 5
+    assert all("ratio_convention" in each for each in known)
 
 
 def test_limits_hold_at_the_ratio_and_say_who_is_left_out(fits, best, base):

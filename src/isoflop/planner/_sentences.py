@@ -29,8 +29,15 @@ _COSTLY: Final = 1e-3
 """Nats that a limit costs at least to be named as a reason."""
 
 
-def assumed(vocab_size: int | None, context: int | None, problem: Problem) -> list[str]:
-    """What stands in for arguments that continuous shapes can do without, and what it touches."""
+def assumed(vocab_size: int | None, context: int | None, problem: Problem, *, at_ratio: bool) -> list[str]:
+    """What stands in for arguments that continuous shapes can do without, and what it touches.
+
+    Args:
+        vocab_size: as it was given.
+        context: likewise.
+        problem: what is asked.
+        at_ratio: whether models are built at a ratio of experts and attention, which scores over the context are in.
+    """
     defaults = [("vocab_size", vocab_size, VOCAB_SIZE), ("context", context, CONTEXT)]
     stood_in = [f"{name} {default}" for name, given, default in defaults if given is None]
     if not stood_in:
@@ -40,7 +47,13 @@ def assumed(vocab_size: int | None, context: int | None, problem: Problem) -> li
     are = "are defaults" if len(stood_in) > 1 else "is a default"
     return [
         f"{' and '.join(stood_in)} {are}: the spec of the best model "
-        + ("and its memory depend on them." if depends else "has them, the ranking does not depend on them.")
+        + (
+            "and its memory depend on them."
+            if depends
+            else "and what the ratio makes of it depend on them, the table's ranking does not."
+            if at_ratio
+            else "has them, the ranking does not depend on them."
+        )
     ]
 
 
@@ -122,7 +135,7 @@ def off_convention(best: PlanRow, models: Sequence[PlanRow], convention: str) ->
     if convention not in ("6ND", "krajewski"):
         return []
     row = best if best.model is not None else next(iter(models), None)
-    if row is None:
+    if row is None or row.realised is not None:  # of a moved model PlanAllocation.warnings tells it
         return []
     ratio = count(row.spec).training_flops_per_token * row.tokens / row.flops
     if abs(math.log(ratio)) < math.log(_OFF):

@@ -150,7 +150,7 @@ def plan(
             laws, convention, templates, granularities, expansion_rates, spacing, multiple, head_dim
         )
     else:
-        notes += assumed(vocab_size, context, problem)
+        notes += assumed(vocab_size, context, problem, at_ratio=ratio is not None)
         families = continuous_families(
             laws,
             convention,
@@ -175,18 +175,20 @@ def plan(
         problem=problem,
         convention=convention,
         families={family.name: family for family in families},
+        head_dim=head_dim,
     )
     rows, models, moved = _allocated(rows, models, allocator)
     other = None
     if speed is not None:
         compared, _ = _solve(families, replace(problem, timed=not timed))
-        other = allocator.moved(compared[:1])[0][0] if compared else None
+        other = next(iter(allocator.moved(compared[:1]).rows), None)
         notes.append(speed.note)
     ties = _ties(families, rows, problem)
     if ties is not None:
         notes.append(told_apart(rows, ties, level))
     notes += unsure_ranking(families, rows)
     built = Plan.built_of(rows, models)
+    allocated = None if built is None else report_on(built, allocator)
     return Plan(
         flops=flops,
         convention=convention,
@@ -198,6 +200,7 @@ def plan(
             *of_machine(rows[0], machine, constraints),
             *off_convention(rows[0], models, convention),
             *moved,
+            *([] if allocated is None else allocated.warnings),
             *mixtures,
             *apart(laws),
             *left_out,
@@ -210,7 +213,7 @@ def plan(
         timed=timed,
         other_best=other,
         against_dense=_against_dense(families, rows, problem),
-        allocation=None if built is None else report_on(built, allocator),
+        allocation=allocated,
         problem=problem,
         families=tuple(families),
     )
@@ -305,9 +308,8 @@ def _allocated(
             f"ratio is best, but every model is dense, of which {allocator.best.name} says nothing; give a number, or "
             "leave ratio out."
         )
-    there, said = allocator.moved(rows)
-    moved, also = allocator.moved(models)
-    return there, tuple(moved), list(dict.fromkeys([*said, *also]))
+    there, also = allocator.moved(rows), allocator.moved(models)
+    return there.rows, tuple(also.rows), allocator.sentences(there, also)
 
 
 def _with_better_models(rows: Sequence[PlanRow], models: Sequence[PlanRow]) -> list[PlanRow]:

@@ -35,6 +35,9 @@ _SAMPLES, _FINE = 7, 241
 _BUILT, _TRIED = 4, 8
 """Models of each architecture that are built at a ratio, and looked for at most."""
 
+_GPU_MULTIPLE: Final = 64
+"""From widths of this multiple on, heads of other sizes than the template's are a last resort."""
+
 _UNKNOWN_SPAN: Final = (0.2, 5.0)
 """Ratios among which the best is sought where a law comes without runs."""
 
@@ -58,12 +61,33 @@ def checked_ratio(
         raise InputError(f"ratio is {ratio!r}; it must be a positive number or best.")
     if isinstance(ratio, (int, float)) and not 0 < ratio < np.inf:
         raise InputError(f"ratio is {ratio:g}; it must be positive and finite.")
-    if allocation is not None and all(map(reads_ratio, laws)):
+    if allocation is not None and laws and all(map(reads_ratio, laws)):
         name = constants(laws[0]).name
         raise InputError(f"allocation is given, but law {name} reads the ratio itself; leave allocation out.")
     if isinstance(allocation, BestRatio):
         return ratio, allocation
     return ratio, best_ratio(PUBLISHED if allocation is None else allocation)
+
+
+_TOLD: Final = ("tried", "there", "beyond")
+
+
+@dataclass(kw_only=True)
+class Moved:
+    """Rows at a ratio, and by architecture how many were to be there."""
+
+    rows: list[PlanRow]
+    """Best first."""
+    tried: Counter[str] = field(default_factory=Counter)
+    """Models that were looked for."""
+    there: Counter[str] = field(default_factory=Counter)
+    """Of these, at the ratio."""
+    beyond: Counter[str] = field(default_factory=Counter)
+    """Of these, at the ratio but beyond the limits."""
+    far: dict[str, list[str]] = field(default_factory=dict)
+    """Why the others have no integer model there."""
+    silent: tuple[str, ...] = ()
+    """Architectures whose best ratio nothing says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +103,10 @@ class Allocator:
     """Of the plan."""
     families: dict[str, Family]
     """By architecture."""
+    head_dim: int | None = None
+    """Size of heads that was asked for: models then keep it."""
     _optima: dict[str, RatioOptimum] = field(default_factory=dict, repr=False)
-    _found: dict[tuple[DecoderSpec, float], Realised | InputError] = field(default_factory=dict, repr=False)
+    _found: dict[tuple[DecoderSpec, float], Realised | str] = field(default_factory=dict, repr=False)
 
     @property
     def flops_convention(self) -> str:
@@ -124,64 +150,86 @@ class Allocator:
     def realised(self, row: PlanRow, ratio: float) -> Realised:
         """The row's model at a ratio.
 
+        Heads keep the size that was asked for. Where widths are multiples that GPUs like, they keep theirs if such a
+        model is near.
+
         Raises:
             InputError: if no integer model comes near.
         """
         assert row.model is not None
         key = (row.model, ratio)
         if key not in self._found:
+            self._found[key] = self._sought(row, row.model, ratio)
+        found = self._found[key]
+        if isinstance(found, str):
+            raise InputError(found)
+        return found
+
+    def _sought(self, row: PlanRow, base: DecoderSpec, ratio: float) -> Realised | str:
+        """The model at a ratio, or why there is none."""
+        multiple = row.template.multiple or 1
+        refusal = ""
+        for keep_heads in [True] if self.head_dim else [True, False] if multiple >= _GPU_MULTIPLE else [False]:
             try:
-                self._found[key] = realise(
-                    row.model,
+                return realise(
+                    base,
                     ratio=ratio,
                     convention=self.flops_convention,
                     ratio_convention=self.ratio_convention(row),
-                    multiple=row.template.multiple or 1,
+                    multiple=multiple,
+                    keep_heads=keep_heads,
                 )
             except InputError as error:
-                self._found[key] = error
-        found = self._found[key]
-        if isinstance(found, InputError):
-            raise found
-        return found
+                refusal = str(error)
+        return refusal
 
-    def moved(self, rows: Sequence[PlanRow]) -> tuple[list[PlanRow], list[str]]:
-        """The rows with their models at the asked ratio, best first, and sentences about those that cannot be there.
+    def moved(self, rows: Sequence[PlanRow]) -> "Moved":
+        """The rows with their models at the asked ratio, best first, and what became of those that cannot be there.
 
         Of each architecture, the few that the law and the valley expect to be the best are built. Continuous shapes
         stay as they are, and with `best` so do models whose best ratio nothing says.
-
-        Raises:
-            InputError: if no model comes near the ratio within the limits.
         """
+        result = Moved(rows=list(rows))
         if self.asked is None:
-            return list(rows), []
-        found = [row for row in rows if not self._movable(row)]
-        movable = sorted((row for row in rows if self._movable(row)), key=self._expected)
-        far: list[InputError] = []
-        tried, there = Counter[str](), Counter[str]()
-        beyond = 0
-        for row in movable:
+            return result
+        result.rows = [row for row in rows if not self._movable(row)]
+        for row in sorted((row for row in rows if self._movable(row)), key=self._expected):
             name = row.architecture
-            if there[name] == _BUILT or tried[name] == _TRIED:
+            if result.there[name] == _BUILT or result.tried[name] == _TRIED:
                 continue
-            tried[name] += 1
+            result.tried[name] += 1
             try:
                 moved = self._at(row, self.realised(row, self._target(row)))
             except InputError as error:
-                far.append(error)
+                result.far.setdefault(name, []).append(str(error))
                 continue
-            beyond += moved is None
-            if moved is not None:
-                there[name] += 1
-                found.append(moved)
+            if moved is None:
+                result.beyond[name] += 1
+            else:
+                result.there[name] += 1
+                result.rows.append(moved)
+        result.rows.sort(key=lambda row: (row.loss, row.granularity))
+        result.silent = tuple(
+            dict.fromkeys(row.architecture for row in rows if row.model is not None and not self.applies(row))
+        )
+        return result
+
+    def sentences(self, *found: "Moved") -> list[str]:
+        """What became of models that are not at the ratio, over everything that was moved.
+
+        Raises:
+            InputError: if none came to the ratio although some were to.
+        """
+        tried, there, beyond = (sum((getattr(each, name) for each in found), Counter[str]()) for name in _TOLD)
+        far = {name: [said for each in found for said in each.far.get(name, ())] for each in found for name in each.far}
+        first = next((said for each in far.values() for said in each), None)
         total = tried.total()
-        if total and len(far) == total:
-            raise far[0]
-        if total and not there:
+        if total and not there.total():
+            if first is not None and not beyond.total():
+                raise InputError(first)
             raise InputError(f"ratio is {self.asked}; the models there are beyond the limits; relax one of them.")
-        silent = dict.fromkeys(row.architecture for row in rows if row.model is not None and not self.applies(row))
         said = []
+        silent = dict.fromkeys(name for each in found for name in each.silent)
         if silent:
             kept = (
                 "models keep the template's ratio"
@@ -189,11 +237,21 @@ class Allocator:
                 else "losses stay those of the template's shapes"
             )
             said.append(f"{self.best.name} is a law of experts and says nothing of {', '.join(silent)}, whose {kept}.")
-        if far:
-            said.append(f"{len(far)} of {total} models have no integer model at the ratio and are left out: {far[0]}")
-        if beyond:
-            said.append(f"{beyond} of {total} models are beyond the limits at the ratio and are left out.")
-        return sorted(found, key=lambda row: (row.loss, row.granularity)), said
+        absent = [name for name in tried if not there[name]]
+        if absent:
+            why = next((sentence for name in absent for sentence in far.get(name, ())), None)
+            said.append(
+                f"No model of {', '.join(absent)} stands at the ratio{' within the limits' if why is None else ''}, so "
+                f"that {'it is' if len(absent) == 1 else 'they are'} left out{'.' if why is None else f': {why}'}"
+            )
+        n_far = sum(len(each) for name, each in far.items() if there[name])
+        if n_far:
+            why = next(sentence for name, each in far.items() if there[name] for sentence in each)
+            said.append(f"{n_far} of {total} models have no integer model at the ratio and are left out: {why}")
+        n_beyond = sum(number for name, number in beyond.items() if there[name])
+        if n_beyond:
+            said.append(f"{n_beyond} of {total} models are beyond the limits at the ratio and are left out.")
+        return said
 
     def _movable(self, row: PlanRow) -> bool:
         return row.model is not None and (self.asked != "best" or self.applies(row))
@@ -253,6 +311,8 @@ class Allocator:
     def _searched(self, row: PlanRow) -> RatioOptimum:
         """The valley of a law of the loss that reads the ratio: the loss of models of a row's FLOPs at every ratio.
 
+        r* is sought within the ratios of the law's runs.
+
         Columns of ratios between those of a few integer models are quadratics in ln r, which evens out that integers
         hit the FLOPs to 1% alone.
         """
@@ -264,6 +324,7 @@ class Allocator:
         if isinstance(law, Fit):
             ran = law.runs.numeric(_RATIO)
             low, high = float(np.nanmin(ran)), float(np.nanmax(ran))
+        span = (low, high)
         asked = [float(self.asked)] if isinstance(self.asked, (int, float)) else []
         low, high = min([low, own, *asked]), max([high, own, *asked])
         specs = [row.model]
@@ -284,7 +345,10 @@ class Allocator:
         drawn = np.zeros((0, _FINE))
         if knows_uncertainty(law):
             drawn = form.predict(smooth, {name: values[:, None] for name, values in law.draws.items()})
-        loss, drawn = loss - loss.min(), drawn - drawn.min(axis=1, keepdims=True)
+        first, last = (int(np.searchsorted(at, value)) for value in np.log(span) + np.array([-1e-9, 1e-9]))
+        first = min(first, max(0, last - 3))
+        inner = slice(first, max(last, first + 3))  # a parabola takes three points
+        loss, drawn = loss - loss[inner].min(), drawn - drawn[:, inner].min(axis=1, keepdims=True)
 
         def above(log_r: float) -> tuple[float, np.ndarray]:
             place = float(np.clip(np.interp(log_r, at, np.arange(_FINE)), 0, _FINE - 1.000001))
@@ -292,7 +356,12 @@ class Allocator:
             nats = (1 - share) * loss[left] + share * loss[left + 1]
             return float(nats), np.asarray((1 - share) * drawn[:, left] + share * drawn[:, left + 1])
 
-        return RatioOptimum(ratio=float(np.exp(_lowest(at, loss[None])[0])), log_draws=_lowest(at, drawn), above=above)
+        return RatioOptimum(
+            ratio=float(np.exp(np.clip(_lowest(at[inner], loss[None, inner])[0], *np.log(span)))),
+            log_draws=np.clip(_lowest(at[inner], drawn[:, inner]), *np.log(span)),
+            above=above,
+            span=span,
+        )
 
 
 def _lowest(at: np.ndarray, curves: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """What a plan says of its best model's split between experts and attention."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from isoflop.planner.result import PlanRow
 from isoflop.spec import count
 
 Interval = tuple[float, float]
+
+_OFF: Final = 1.02
+"""Times that the FLOPs of the plan's own convention may move without a word."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +42,13 @@ class PlanAllocation:
     law: str | None
     """What says r*; None where nothing does."""
     best: float | None
-    """r*."""
+    """r*, held within the ratios that were run."""
+    best_of_law: float | None
+    """What the law says where that lies outside of the ratios that were run; None where r* is just that."""
+    best_range: Interval | None
+    """Ratios that were run, where r* is from runs."""
+    at_end: bool
+    """Whether r* stands at an end of them, so that a better one may lie beyond."""
     best_interval: Interval | None
     """None where the law comes without draws."""
     level: float
@@ -47,7 +56,8 @@ class PlanAllocation:
     extrapolated: tuple[str, ...]
     """What lies outside of what r* was measured on, with the range that was."""
     cost: float | None
-    """Nats that r loses against r*; None where the depth of the valley is not known."""
+    """Nats that r loses against r*; of an r outside of the ratios that were run, what the nearest of them loses, the
+    least that it can be. None where the depth of the valley is not known."""
     cost_interval: Interval | None
     change: float | None
     """Nats that moving the model from the template's ratio added to its loss; None where it was not moved, or the depth
@@ -59,6 +69,8 @@ class PlanAllocation:
     """What it would take to stand at r*, where the model does not."""
     sentences: tuple[str, ...]
     """All of it for people."""
+    warnings: tuple[str, ...]
+    """What a model that was moved, or its loss, cannot promise."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary for JSON."""
@@ -81,7 +93,7 @@ def report_on(row: PlanRow, allocator: Allocator) -> PlanAllocation:
     counted = count(row.model, convention=held)
     reads = allocator.reads(row)
     optimum = allocator.optimum(row)
-    law, beyond = _source(row, allocator, optimum.ratio if optimum else ratio)
+    law, beyond = _source(row, allocator)
     cost = None if optimum is None else optimum.cost(ratio, level)
     change = None
     if optimum is not None and row.realised is not None:
@@ -104,6 +116,9 @@ def report_on(row: PlanRow, allocator: Allocator) -> PlanAllocation:
         flops_convention=held,
         law=law if optimum is not None else None,
         best=None if optimum is None else optimum.ratio,
+        best_of_law=None if optimum is None else optimum.law_ratio,
+        best_range=None if optimum is None else optimum.span,
+        at_end=optimum is not None and optimum.at_end,
         best_interval=None if optimum is None else optimum.interval(level),
         level=level,
         extrapolated=tuple(beyond) if optimum is not None else (),
@@ -114,30 +129,88 @@ def report_on(row: PlanRow, allocator: Allocator) -> PlanAllocation:
         realised=row.realised,
         to_best=to_best,
         sentences=(),
+        warnings=(),
     )
-    said = [_place(found, row, allocator), _best(found, row, allocator, reads), *_moved(found, reads, allocator)]
+    said = [_place(found, row, allocator), _best(found, row, allocator, reads), *_moved(found, reads)]
     if to_best is not None:
         said.append(f"To stand at r*, at equal FLOPs per token: {to_best.changes} (ratio best builds it).")
     if refusal:
         said.append(f"No integer model stands at r*: {refusal}")
-    return PlanAllocation(**{**vars(found), "sentences": tuple(said)})
+    warnings = [*_followed(found, allocator, reads), *_off_budget(found, row, allocator)]
+    return PlanAllocation(**{**vars(found), "sentences": tuple(said), "warnings": tuple(warnings)})
 
 
-def _source(row: PlanRow, allocator: Allocator, best: float) -> tuple[str, list[str]]:
+def _source(row: PlanRow, allocator: Allocator) -> tuple[str, list[str]]:
     """Name of what says r*, and what is asked of it beyond its runs."""
     law = allocator.families[row.architecture].law
     if not allocator.reads(row):
-        name, own = allocator.best.name, allocator.best
-        asked = {"flops": allocator.budget(row), "sparsity": row.sparsity, "expert_attention_ratio": best}
-        return name, own.beyond(**asked, context=float(row.template.context))
+        own, asked = allocator.best, {"flops": allocator.budget(row), "sparsity": row.sparsity}
+        return own.name, own.beyond(**asked, context=float(row.template.context))
     if not isinstance(law, Fit):
         return constants(law).name, []
+    low, high = float(np.nanmin(law.runs.numeric("flops"))), float(np.nanmax(law.runs.numeric("flops")))
     beyond = []
-    for name, value, times in (("flops", row.flops, 10.0), ("expert_attention_ratio", best, 1.0)):
-        low, high = float(np.nanmin(law.runs.numeric(name))), float(np.nanmax(law.runs.numeric(name)))
-        if not low / times * 0.999 <= value <= high * times * 1.001:
-            beyond.append(f"{name} {value:.3g} ({low:.3g} to {high:.3g})")
+    if not low / 10 * 0.999 <= row.flops <= high * 10 * 1.001:
+        beyond.append(f"flops {exponent(row.flops)} ({exponent(low)} to {exponent(high)})")
     return f"law {law.form.name}", beyond
+
+
+def _followed(found: PlanAllocation, allocator: Allocator, reads: bool) -> list[str]:
+    """That a plan that follows r*, or counts on its valley, leaves what these were measured on."""
+    asked = allocator.asked
+    if found.realised is None or found.best is None or not (asked == "best" or found.change is not None):
+        return []
+    said = []
+    counted = "" if found.change is None else f", and {found.change:+.4f} nats of the loss rest on it"
+    if found.extrapolated:
+        what = f"r* = {found.best:.3g}" if asked == "best" else f"What r = {found.ratio:.3g} costs"
+        said.append(
+            f"{what} by {found.law} is an extrapolation far from what was measured (in parentheses): "
+            f"{', '.join(found.extrapolated)}{counted}."
+        )
+    outside = [f"{ratio:.3g}" for ratio in (found.template_ratio, found.ratio) if not _was_run(found, ratio)]
+    if found.change is not None and outside and not reads:
+        assert found.best_range is not None
+        said.append(
+            f"r = {' and '.join(outside)} {'lies' if len(outside) == 1 else 'lie'} outside of the ratios that were run "
+            f"({_ends(found.best_range)}): no saving beyond them is credited."
+        )
+    if asked == "best" and found.best_range is not None and found.at_end:
+        low, high = found.best_range
+        where = (
+            f"the law says {found.best_of_law:.3g}, where nothing was run"
+            if found.best_of_law is not None
+            else "a better one may lie beyond"
+        )
+        said.append(
+            f"r* is held at {found.best:.3g}, the {'smallest' if found.best < (low * high) ** 0.5 else 'largest'} of "
+            f"the ratios that were run ({low:.3g} to {high:.3g}): {where}."
+        )
+    return said
+
+
+def _off_budget(found: PlanAllocation, row: PlanRow, allocator: Allocator) -> list[str]:
+    """That holding the exact FLOPs moves those of the plan's own convention off the budget."""
+    if found.realised is None or allocator.convention == found.flops_convention:
+        return []
+    times = found.realised.moved_by(allocator.convention)
+    held = found.realised.counted.training_flops_per_token * row.tokens
+    if max(abs(np.log(times)), abs(np.log(held / row.flops))) < np.log(_OFF):
+        return []
+    return [
+        f"A ratio is reached at equal {found.flops_convention} FLOPs, with head and attention scores, here "
+        f"{exponent(held)}. By {allocator.convention}, which counts neither and which the budget is counted by, the "
+        f"model to build takes {exponent(row.flops)} FLOPs, {times:.2f} times those of the shape that it was moved "
+        "from; hours, energy and price follow that count."
+    ]
+
+
+def _was_run(found: PlanAllocation, ratio: float) -> bool:
+    """Whether a ratio lies within those that were run, or as near to their ends as an integer model comes."""
+    if found.best_range is None:
+        return True
+    low, high = found.best_range
+    return low * (1 - 1.5 * RATIO_TOLERANCE) <= ratio <= high * (1 + 1.5 * RATIO_TOLERANCE)
 
 
 def _place(found: PlanAllocation, row: PlanRow, allocator: Allocator) -> str:
@@ -155,7 +228,9 @@ def _place(found: PlanAllocation, row: PlanRow, allocator: Allocator) -> str:
         if nearest != found.context:
             there = count(row.model, context=nearest, convention=found.ratio_convention).expert_attention_ratio
             said += f"; scores grow with context: at {nearest}, where r* was measured, it has r = {there:.3g}"
-    if allocator.convention != found.flops_convention:
+    limits = allocator.problem.constraints
+    free = limits.memory_per_device is None and limits.max_decode_ms is None
+    if allocator.convention != found.flops_convention and allocator.asked is None and free:
         said += f"; {allocator.convention} counts no scores, so that sizes and ranking do not depend on the context"
     return f"{said}."
 
@@ -165,6 +240,13 @@ def _best(found: PlanAllocation, row: PlanRow, allocator: Allocator, reads: bool
     if found.best is None:
         return f"{allocator.best.name} is a law of experts, and says nothing of r of a dense model."
     sure = "interval unknown" if found.best_interval is None else f"{found.level:.0%} {_ends(found.best_interval)}"
+    if found.best_of_law is not None and found.best_range is not None:
+        sure += (
+            f"; held within the ratios that were run, {_ends(found.best_range)}, though the law says "
+            f"{found.best_of_law:.3g}"
+        )
+    elif found.at_end and found.best_range is not None:
+        sure += f"; at an end of the ratios that were run, {_ends(found.best_range)}: a better one may lie beyond"
     if found.extrapolated:
         sure += f"; extrapolated, outside of what it was measured on: {', '.join(found.extrapolated)}"
     at = f"at {exponent(row.flops if reads else allocator.budget(row))} FLOPs and S = {row.sparsity:.3g}"
@@ -174,13 +256,16 @@ def _best(found: PlanAllocation, row: PlanRow, allocator: Allocator, reads: bool
         why = "its runs show no valley" if shallow else "that law says no depth of the valley"
         return f"{said}; what r = {found.ratio:.3g} costs against it is not known: {why}."
     interval = _paren(found.cost_interval, found.level)
-    said += f"; r = {found.ratio:.3g} costs {found.cost:.4f} nats against it{interval}."
+    outside = not _was_run(found, found.ratio)
+    least = "at least " if outside else ""
+    said += f"; r = {found.ratio:.3g} costs {least}{found.cost:.4f} nats against it{interval}"
+    said += f": no ratio beyond {_ends(found.best_range)} was run." if outside and found.best_range else "."
     if not reads and not allocator.best.is_visible:
         said += " The runs behind r* do not show that there is a valley: its depth may be 0."
     return said
 
 
-def _moved(found: PlanAllocation, reads: bool, allocator: Allocator) -> list[str]:
+def _moved(found: PlanAllocation, reads: bool) -> list[str]:
     """What was moved, and how the loss counts it."""
     if found.realised is None:
         return []
@@ -201,9 +286,6 @@ def _moved(found: PlanAllocation, reads: bool, allocator: Allocator) -> list[str
             f"{_paren(found.change_interval, found.level)}: the law is not asked about the parameters that r moves, "
             "which would count them twice."
         )
-    if allocator.convention != found.flops_convention:
-        times = found.realised.moved_by(allocator.convention)
-        said.append(f"By {allocator.convention} the model takes {times:.3f} times the FLOPs of that shape.")
     return said
 
 

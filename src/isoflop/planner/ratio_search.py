@@ -247,8 +247,9 @@ class Search:
         if best is None:
             return f"{asked} leaves room for experts; ask for fewer blocks or more FLOPs."
         found = count(best, convention=self.convention)
-        ends = self._reach(move)
-        reach = "" if ends is None else f"; models like this one reach ratios from {ends[0]:.2g} to {ends[1]:.2g}"
+        ends = self._reach(move, best)
+        known = ends is not None and not ends[0] <= self.ratio <= ends[1]
+        reach = f"; models like this one reach ratios from {ends[0]:.3g} to {ends[1]:.3g}" if ends and known else ""
         held = "".join(f", {name} ×{getattr(found, name) / getattr(self.counted, name):.3f}" for name in self.hold)
         return (
             f"{asked} comes within {RATIO_TOLERANCE:.0%} of the ratio and {FLOPS_TOLERANCE:.0%} of the rest; the "
@@ -256,15 +257,19 @@ class Search:
             f"({', '.join(f'{name} {value}' for name, value in shape_of(best))}){reach}."
         )
 
-    def _reach(self, move: Move) -> tuple[float, float] | None:
-        """The smallest and the largest ratio at these FLOPs that the move comes to by itself."""
+    def _reach(self, move: Move, best: DecoderSpec) -> tuple[float, float] | None:
+        """The smallest and the largest ratio at these FLOPs that the move, or the nearest model, comes to.
+
+        None where integers are too coarse for these to be ends.
+        """
         if self.hold:
             return None
         tied = move == "width" and self.base.attention.width == self.base.d_model
         places = self._places(move)
-        specs = [self._at(move, place, tied) for place in [*places[:: max(1, len(places) // _LOOKED_AT)], places[-1]]]
+        looked_at = [*places[:: max(1, len(places) // _LOOKED_AT)], places[-1]]
+        specs = [best, *(self._at(move, place, tied) for place in looked_at)]
         ratios = [self.cost(spec)[1] for spec in specs if spec is not None and self._affords(spec)]
-        return (min(ratios), max(ratios)) if ratios else None
+        return (min(ratios), max(ratios)) if len(ratios) > _BESIDE else None
 
     def _affords(self, spec: DecoderSpec) -> bool:
         """Whether a model has about the FLOPs that are asked for."""

@@ -101,11 +101,12 @@ class PlanRow:
         return self.model or nearest(self.template, self.params_active, 1, with_embedding=self.with_embedding)[0]
 
     def to_dict(self) -> dict[str, Any]:
-        """The columns, loss and loss_interval, for JSON."""
+        """The columns, loss and loss_interval, for JSON; ratio_convention is how expert_attention_ratio is counted."""
         values = {name: value for name, value in vars(self).items() if name not in _INTERNAL}
         return {
             **values,
             "epochs": self.epochs,
+            "ratio_convention": self.flops_convention,
             "expense": None if self.expense is None else dict(vars(self.expense)),
             "realised": None if self.realised is None else self.realised.to_dict(),
         }

@@ -2,10 +2,14 @@
 
 import math
 from dataclasses import dataclass, replace
+from typing import Final
 
 from isoflop.errors import InputError
 from isoflop.spec import DecoderSpec, DepthRoutingSpec, ExpertsSpec
 from isoflop.spec.feed_forward import Activation
+
+_MOST: Final = {"vocab_size": 10**9, "context": 10**8}
+"""Largest values: counts beyond them describe no model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +57,8 @@ class Template:
         for name in ("vocab_size", "context"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+            if getattr(self, name) > _MOST[name]:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at most {_MOST[name]:,}.")
         if not self.depth > 0:
             raise InputError(f"depth is {self.depth}; it must be greater than 0.")
         if self.head_dim is not None and (self.head_dim < 2 or self.head_dim % 2):
