@@ -152,6 +152,9 @@ def test_from_sweeps_through_a_file_to_a_plan(sweeps, tmp_path):
     assert said["template_ratio"] == shape["ratio"]
     assert shape["asked"] is None
     assert shape["cost"] == pytest.approx(-gain, abs=0.25 * abs(gain) + 1e-4)
+    written = run(*arguments, "--ratio", "best", "--spec-out", spec_out, app=PLAN)
+    assert f"wrote: {spec_out}" in written
+    assert f"count: isoflop count {spec_out} --convention exact" in written
     text = run(*arguments, "--ratio", "2", app=PLAN)
     assert "experts and attention: r = 2" in text or "experts and attention: r = 1.9" in text
     assert "counted as exact" in text
@@ -234,10 +237,15 @@ def test_mistakes_are_one_sentence(sweeps, arguments, sentence):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("--ratio", "much"), "--ratio is 'much'; it must be a number"),
+        (("--ratio", "much"), r"--ratio is 'much'; it must be a positive number or best\."),
+        (("--ratio", "1e9"), r"--ratio is 1e\+09 at .*; models like this one reach ratios from 0\.\d+ to \d+"),
+        (("--context", "1000000000000"), r"--context is 1000000000000; it must be at most 100,000,000\."),
         (("--ratio", "-1"), "--ratio is -1; it must be positive and finite"),
         (("--ratio", "400"), "--ratio is 400 at .* the nearest has"),
-        (("--allocation", "chinchilla"), "--allocation is 'chinchilla'; published laws of the best ratio: li-2026"),
+        (
+            ("--allocation", "chinchilla"),
+            "--allocation is 'chinchilla'; published laws of the best ratio: li-2026; or give a .json file that",
+        ),
         (("--allocation", "absent.json"), "--allocation file absent.json cannot be read"),
     ],
 )

@@ -36,7 +36,8 @@ def training(plan: "Plan", spec_out: Path | None) -> dict[str, Any]:
     spec = str(spec_out or "spec.yaml")
     command = f"isoflop train --spec {spec} --data DATA --out RUN --tokens {tokens}"
     on_gpu = plan.machine is not None and plan.machine.hardware is not None and plan.machine.hardware.name != "cpu"
-    found: dict[str, Any] = {"tokens": tokens, "command": f"{command} --dtype bfloat16" if on_gpu else command}
+    command += " --dtype bfloat16" if on_gpu else ""
+    found: dict[str, Any] = {"spec": spec, "tokens": tokens, "command": command}
     try:
         run = resolve(built.spec, TrainConfig(tokens=tokens))
     except InputError as error:
@@ -99,6 +100,8 @@ def print_plan(plan: "Plan", within: float, how: Mapping[str, Any], names: str) 
     if "command" in how:
         hint = "" if " --spec spec.yaml " not in how["command"] else "   (with --spec-out spec.yaml)"
         lines.append(f"train: {how['command']}{hint}")
+    if plan.allocation is not None and "spec" in how:
+        lines.append(f"count: isoflop count {how['spec']} --convention {plan.allocation.ratio_convention}")
     typer.echo("\n".join(lines))
 
 

@@ -20,7 +20,14 @@ def best_ratio_of(name: str) -> "BestRatio":
     """
     from isoflop.laws import best_ratio, load_best_ratio
 
-    return load_best_ratio(name) if name.endswith(".json") else best_ratio(name)
+    if name.endswith(".json"):
+        return load_best_ratio(name)
+    try:
+        return best_ratio(name)
+    except InputError as error:
+        raise InputError(
+            f"{str(error).rstrip('.')}; or give a .json file that `isoflop valleys --out` wrote."
+        ) from None
 
 
 def law_file(name: str) -> Path:

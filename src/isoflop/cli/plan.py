@@ -1,7 +1,7 @@
 """`isoflop plan`: from a budget and a law to the architecture to train."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
@@ -125,7 +125,8 @@ def plan(
         typer.Option(
             metavar="NUMBER|best",
             help="Build models whose experts take this many times the FLOPs of attention, at equal FLOPs per token, or "
-            "the best ratio by --allocation (by the law itself, if it reads the ratio). Losses are then those of the "
+            "the best ratio by --allocation (by the law itself, if it reads the ratio), held within the ratios that "
+            "were run; with --head-dim the number of heads moves, not their size. Losses are then those of the "
             "template's shapes and what the allocation law says of the two ratios: a law of N would count the "
             "parameters that the ratio buys twice. Default: the template's shapes.",
         ),
@@ -246,7 +247,7 @@ def plan(
             spacing=spacing,
             multiple=multiple,
             head_dim=head_dim,
-            ratio="best" if ratio == "best" else number("ratio", ratio),
+            ratio=_ratio(ratio),
             allocation=None if allocation is None else best_ratio_of(allocation),
             tokens_available=number("tokens_available", tokens_available),
             repeat=repeat,
@@ -273,13 +274,33 @@ def plan(
             figures = write_plan_figures(result, laws, plots)
         how = training(result, spec_out)
         if json:
-            drawn = {"figures": [str(path) for path in figures]} if figures else {}
-            print_json({**result.to_dict(within), "training": how, **drawn})
+            written: dict[str, Any] = {"figures": [str(path) for path in figures]} if figures else {}
+            written |= {} if spec_out is None else {"spec_out": str(spec_out)}
+            print_json({**result.to_dict(within), "training": how, **written})
             return
         print_plan(result, within, how, ", ".join(law))
+        if spec_out is not None:
+            typer.echo(f"wrote: {spec_out}")
         for path in figures:
             if path.suffix == ".png":
                 typer.echo(f"figure: {path}")
+
+
+def _ratio(text: str | None) -> "float | Literal['best'] | None":
+    """What --ratio says.
+
+    Raises:
+        InputError: if it is neither a number nor best.
+    """
+    from isoflop.laws import parse_number
+
+    word = None if text is None else text.strip().lower()
+    if word is None or word == "best":
+        return None if word is None else "best"
+    value = parse_number(word)
+    if value is None:
+        raise InputError(f"ratio is {text!r}; it must be a positive number or best.")
+    return value
 
 
 def _machine(
