@@ -1,11 +1,12 @@
 """Loss against the expert–attention ratio, and the best ratio against the budget."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from isoflop.report.style import LIGHT, WIDE, Look, flops, grid, legend, log_axis, outer, reach, title
+from isoflop.report.style import DASHES, LIGHT, WIDE, Look, flops, grid, legend, log_axis, outer, reach, title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,13 +17,21 @@ if TYPE_CHECKING:
 _ROLES: Final = ("g1", "g4", "g16", "g64", "g2", "g8", "g32")
 _MARKERS: Final = "osD^vPX"
 
+_WHY: Final = {
+    "edge": "edge, at or beyond an end of the ratios",
+    "not_convex": "a hill",
+    "too_few_ratios": "under three ratios",
+}
+"""Why a group has no r* inside the ratios that were run, by its status."""
+
 
 def valley_curves(
     runs: "RunTable", valleys: Sequence["Valley"], *, convention: str | None = None, width: float = WIDE
 ) -> "Figure":
     """Loss against r, one panel a group of `ratio_valleys`: runs, parabola, r* with its interval, and the band.
 
-    Shaded are the ratios whose loss is within one run's noise of the least. A panel without a parabola shows its runs.
+    Shaded are the ratios whose loss is within one run's noise of the least. A panel without a valley shows its runs
+    alone, and every panel without r* says why in its title.
     `convention` is how r was counted; default: as the valleys say.
     """
     looks = _looks(valleys)
@@ -35,16 +44,18 @@ def valley_curves(
         log_axis(axes, "x", list(ratios), most=4, kind="count", margin=0.08)
         low, high = axes.get_xlim()
         room = 0.12 * (losses.max() - losses.min() or 0.1)
-        axes.set_ylim(min(losses.min(), valley.loss) - room, losses.max() + room)
+        axes.set_ylim(min(losses.min(), valley.loss if valley.inside else np.inf) - room, losses.max() + room)
         if valley.band is not None and valley.inside:
             axes.axvspan(*valley.band, color=look.color, alpha=0.1, linewidth=0, zorder=1)
         axes.plot(ratios, losses, linestyle="none", markersize=4.5, zorder=3, **look.marks)
-        at = np.geomspace(low, high, 120)
-        axes.plot(at, valley.curve(at), zorder=2, **(look.line | {"linewidth": 1.2}))
+        if valley.depth is not None:
+            at = np.geomspace(low, high, 120)
+            axes.plot(at, valley.curve(at), zorder=2, **(look.line | {"linewidth": 1.2}))
         if valley.inside:
             _optimum(axes, valley.ratio, valley.loss, valley.ratio_interval, look, along="x")
         axes.set_xlim(low, high)
-        title(axes, _name(valley))
+        why = _WHY.get(valley.status, "")
+        title(axes, f"{_name(valley)} ({why.partition(',')[0]})" if why else _name(valley))
         axes.set_xlabel(f"r = experts / attention ({convention or valley.convention or 'convention not said'})")
         axes.set_ylabel("loss (nats/token)" if outer(axes) else "")
     return figure
@@ -53,12 +64,13 @@ def valley_curves(
 def best_ratio_against_budget(
     valleys: Sequence["Valley"], law: "BestRatio | None" = None, *, width: float = WIDE
 ) -> "Figure":
-    """r* against training FLOPs, a colour a sparsity: valleys inside the ratios that were run, and the law r*(C, S).
+    """r* against training FLOPs, a look a sparsity: valleys inside the ratios that were run, and the law r*(C, S).
 
-    Bars are intervals of r*; lines and bands the law and its 90% interval over ten times the budgets of the runs.
+    Bars are intervals of r*; lines and bands the law, held within the ratios that were run, and its 90% interval over
+    ten times the budgets of the runs. Groups without such a valley are not drawn; a line says how many, and why.
     """
     looks = _looks(valleys)
-    inside = [valley for valley in valleys if valley.inside] or list(valleys)
+    inside = [valley for valley in valleys if valley.inside]
     budgets = [valley.flops for valley in valleys]
     figure, (axes,) = grid(1, width=width, panel_height=4.2)
     at = np.geomspace(min(budgets) / 2, max(budgets) * 10, 60)
@@ -76,7 +88,17 @@ def best_ratio_against_budget(
             axes.fill_between(at, low, high, color=look.color, alpha=0.15, linewidth=0, zorder=1)
     for valley in inside:
         _optimum(axes, valley.flops, valley.ratio, valley.ratio_interval, looks[valley.sparsity], along="y")
-    log_axis(axes, "y", shown, margin=0.25)
+    log_axis(axes, "y", shown or [end for valley in valleys for end in valley.ratio_range], margin=0.25)
+    missing = Counter(_WHY[valley.status] for valley in valleys if not valley.inside)
+    if missing:
+        listed = "; ".join(f"{number} × {why}" for why, number in missing.items())
+        axes.text(
+            *(0.01, 0.02, f"not drawn: {missing.total()} of {len(valleys)} groups ({listed})"),
+            transform=axes.transAxes,
+            fontsize=8,
+            color=LIGHT["muted"],
+            va="bottom",
+        )
     axes.set_xlabel("training FLOPs")
     counted = law.convention if law is not None else valleys[0].convention
     axes.set_ylabel(f"best r = experts / attention ({counted or 'convention not said'})")
@@ -85,13 +107,18 @@ def best_ratio_against_budget(
 
 
 def _looks(valleys: Sequence["Valley"]) -> dict[float, Look]:
+    """A colour and a marker for each sparsity, which no two share: a second round of colours has other markers."""
     rising = sorted({valley.sparsity for valley in valleys})
-    return {
-        sparsity: Look(
-            color=LIGHT[_ROLES[index % len(_ROLES)]], marker=_MARKERS[index % len(_MARKERS)], dash="solid", filled=True
+    looks = {}
+    for index, sparsity in enumerate(rising):
+        turn, place = divmod(index, len(_ROLES))
+        looks[sparsity] = Look(
+            color=LIGHT[_ROLES[place]],
+            marker=_MARKERS[(place + turn) % len(_MARKERS)],
+            dash=DASHES[turn % len(DASHES)],
+            filled=turn < len(_MARKERS),
         )
-        for index, sparsity in enumerate(rising)
-    }
+    return looks
 
 
 def _name(valley: "Valley") -> str:
