@@ -154,7 +154,7 @@ def test_how_the_law_is_found_does_not_hang_on_draws_or_level():
     for table, method in ((deep, "minima"), (weak, "shared")):
         for draws, level in ((0, 0.9), (20, 0.9), (150, 0.999), (150, 0.3)):
             valleys = ratio_valleys(table, draws=draws, level=level)
-            found = best_ratio_of(valleys, draws=min(draws, 20), level=level)
+            found = best_ratio_of(valleys, draws=min(draws, 5), level=level)
             assert found.method == method
             assert (found.depth_interval is None) == (draws == 0)
             assert found.is_visible

@@ -325,6 +325,9 @@ def test_a_plan_far_from_the_sweeps_holds_r_star_where_they_were_and_warns(fits,
     assert "r* = 4 by small runs is an extrapolation far from what was measured" in warned
     assert f"{said.change:+.4f} nats of the loss rest on it" in warned
     assert "r* is held at 4, the largest of the ratios that were run (0.25 to 4): the law says" in warned
+    unseen = plan(flops=FLOPS, law=fits, templates=TEMPLATES, allocation=replace(steep, is_visible=False), ratio="best")
+    assert any("do not show that there is a valley: its depth may be 0" in sentence for sentence in unseen.warnings)
+    assert "do not show" not in warned
     near = plan(flops=FLOPS, law=fits, templates=TEMPLATES, allocation=steep)
     assert "held within the ratios that were run, 0.25 to 4, though the law says" in " ".join(near.allocation.sentences)
     assert near.allocation.warnings == ()  # nothing follows it

@@ -152,17 +152,16 @@ class BestRatio:
         if isinstance(self.law, Fit) and self.law.draws:
             drawn = np.clip(_log_ratio(self.law.draws, flops, sparsity), low, high)
         n_flat = round(len(drawn) * self.flat / (1 - self.flat)) if self.flat < 1 else 0
-        depth, depths, above = self.depth, self.depth_draws, None
-        if depth is not None and depth > 0:
+        depth, depths = self.depth or 0.0, self.depth_draws
 
-            def above(log_ratio: float) -> tuple[float, np.ndarray]:
-                nats = depths * (log_ratio - drawn) ** 2 if len(depths) == len(drawn) else np.zeros(0)
-                return depth * (log_ratio - best) ** 2, np.append(nats, np.zeros(n_flat if len(nats) else 0))
+        def above(log_ratio: float) -> tuple[float, np.ndarray]:
+            nats = depths * (log_ratio - drawn) ** 2 if len(depths) == len(drawn) else np.zeros(0)
+            return depth * (log_ratio - best) ** 2, np.append(nats, np.zeros(n_flat if len(nats) else 0))
 
         return RatioOptimum(
             ratio=float(np.exp(best)),
             log_draws=np.append(drawn, np.full(n_flat, np.nan)),
-            above=above,
+            above=above if depth > 0 else None,
             span=span,
             law_ratio=None if abs(said - best) < 1e-6 else float(np.exp(np.clip(said, -700, 700))),
         )
@@ -295,8 +294,8 @@ def best_ratio_of(
         level: of the interval of the depth.
 
     Raises:
-        InputError: if the groups together are a hill or too few, they were counted in several ways, or an argument is
-            out of range.
+        InputError: if the groups together are a hill, flat or too few, they were counted in several ways, or an
+            argument is out of range.
     """
     check_draws(draws, seed)
     named = dict.fromkeys(valley.convention for valley in valleys)
@@ -316,7 +315,10 @@ def best_ratio_of(
     else:
         shared = shared_valley(valleys, draws=draws, seed=seed, pinned=pinned)
         if shared.law is None:
-            raise InputError(f"the {len(valleys)} groups together are a hill in ln r, so that they show no best ratio.")
+            shape = "a hill" if shared.depth <= 0 else "too flat"
+            raise InputError(
+                f"the {len(valleys)} groups together are {shape} in ln r, so that they show no best ratio."
+            )
         law, used, flat, misfit = shared.law, shared.used.tolist(), shared.flat, shared.misfit
         depth, drawn, spread = shared.depth, shared.depth_draws, 1.0
         interval = shared.depth_interval(level)

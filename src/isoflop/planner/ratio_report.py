@@ -161,6 +161,11 @@ def _followed(found: PlanAllocation, allocator: Allocator, reads: bool) -> list[
     if found.realised is None or found.best is None or not (asked == "best" or found.change is not None):
         return []
     said = []
+    if not reads and allocator.best.depth is not None and not allocator.best.is_visible:
+        said.append(
+            f"The runs behind r* by {found.law} do not show that there is a valley: its depth may be 0, and any ratio "
+            "the best."
+        )
     counted = "" if found.change is None else f", and {found.change:+.4f} nats of the loss rest on it"
     if found.extrapolated:
         what = f"r* = {found.best:.3g}" if asked == "best" else f"What r = {found.ratio:.3g} costs"
@@ -169,11 +174,12 @@ def _followed(found: PlanAllocation, allocator: Allocator, reads: bool) -> list[
             f"{', '.join(found.extrapolated)}{counted}."
         )
     outside = [f"{ratio:.3g}" for ratio in (found.template_ratio, found.ratio) if not _was_run(found, ratio)]
-    if found.change is not None and outside and not reads:
+    if found.change is not None and outside:
         assert found.best_range is not None
+        means = "what the law says of it is an extrapolation" if reads else "no saving beyond them is credited"
         said.append(
             f"r = {' and '.join(outside)} {'lies' if len(outside) == 1 else 'lie'} outside of the ratios that were run "
-            f"({_ends(found.best_range)}): no saving beyond them is credited."
+            f"({_ends(found.best_range)}): {means}."
         )
     if asked == "best" and found.best_range is not None and found.at_end:
         low, high = found.best_range
