@@ -297,6 +297,18 @@ def test_a_law_that_reads_the_ratio_is_asked_about_the_model_itself(valley_fit):
     assert said.best > floor
 
 
+def test_an_r_star_at_an_end_of_the_ratios_of_the_runs_is_told(valley_fit):
+    far = replace(valley_fit, parameters={**valley_fit.parameters, "rho": 4.0}, draws={})
+    found = plan(flops=FLOPS, law=far, templates=[MOE[2]], ratio="best")
+    assert found.allocation.at_end
+    assert found.allocation.best == pytest.approx(5.0, rel=1e-6)
+    held = "r* is held at 5, the largest of the ratios that were run (0.3 to 5): a better one may lie beyond."
+    assert held in found.warnings
+    inside = plan(flops=FLOPS, law=valley_fit, templates=[MOE[2]], ratio="best")
+    assert not inside.allocation.at_end
+    assert not any("is held at" in sentence for sentence in inside.warnings)
+
+
 @pytest.fixture(scope="module")
 def steep():
     """Runs at 1e11 to 1e12 FLOPs, from r = 0.25 to 4; their law sends r* beyond 4 at the plan's 2e13."""

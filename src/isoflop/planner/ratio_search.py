@@ -266,7 +266,7 @@ class Search:
             return None
         tied = move == "width" and self.base.attention.width == self.base.d_model
         places = self._places(move)
-        looked_at = [*places[:: max(1, len(places) // _LOOKED_AT)], places[-1]]
+        looked_at = [*places[:: max(1, len(places) // _LOOKED_AT)], *places[-1:]]
         specs = [best, *(self._at(move, place, tied) for place in looked_at)]
         ratios = [self.cost(spec)[1] for spec in specs if spec is not None and self._affords(spec)]
         return (min(ratios), max(ratios)) if len(ratios) > _BESIDE else None
