@@ -11,18 +11,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from isoflop.nn import MoE, experts, grouped
+from isoflop.nn import MoE, _onednn, experts, grouped
 from isoflop.nn._threads import spread, threads_to_spread
 from isoflop.nn.grouped import RowGroups
 from isoflop.spec import ExpertsSpec, RouterSpec
 
-SIZES = ([3, 0, 5, 1], [7], [0, 0, 4], [1, 1, 1, 1, 1])
+SIZES = ([3, 0, 5, 1], [7], [0, 0, 4], [1, 1, 1, 1, 1], [33, 0, 64, 31])
 
 
-@pytest.fixture(params=["batched", "looped"])
+@pytest.fixture(params=["batched", "looped", "onednn"])
 def product(request, monkeypatch):
-    """Both ways of multiplying; the batched one where torch has MKL."""
-    if request.param == "looped":
+    """All ways of multiplying; the batched one where torch has MKL."""
+    monkeypatch.setattr(_onednn, "is_preferred", lambda: request.param == "onednn")
+    monkeypatch.setattr(grouped, "_WORTH", 0)
+    if request.param == "onednn":
+        if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+            pytest.skip("torch has no oneDNN here")
+    elif request.param == "looped":
         monkeypatch.setattr(grouped, "_sgemm_batch", lambda: None)
     elif grouped._sgemm_batch() is None:
         pytest.skip("torch has no MKL here")

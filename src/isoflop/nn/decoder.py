@@ -19,6 +19,7 @@ from isoflop.nn._memory import keep_freed_memory
 from isoflop.nn.block import Block, Place
 from isoflop.nn.cache import KVCache
 from isoflop.nn.depth import UNSET, DepthRouter
+from isoflop.nn.linear import linear
 from isoflop.nn.moe import MoE
 from isoflop.nn.rotary import rotary_tables
 from isoflop.nn.statistics import DepthStatistics, ExpertStatistics
@@ -164,7 +165,7 @@ class Decoder(nn.Module):
     def head(self, x_BTD: Tensor) -> Tensor:
         """Return the logits of a residual stream."""
         normed_BTD = F.rms_norm(x_BTD, x_BTD.shape[-1:], self.final_gain, self.spec.norm_eps)
-        return F.linear(normed_BTD, self.embedding_VD if self.spec.tied_head else self.head_VD)
+        return linear(normed_BTD, self.embedding_VD if self.spec.tied_head else self.head_VD)
 
     def rotary(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return cos and sin of all positions of the context, [context, 1, h]."""

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from isoflop.nn._threads import spread, threads_to_spread
 from isoflop.nn.dispatch import Assignment, sum_rows
 from isoflop.nn.feed_forward import ALIGNED, activate
-from isoflop.nn.grouped import RowGroups, is_watched, rows_times, sizes_of
+from isoflop.nn.grouped import SLACK, RowGroups, is_watched, rows_times, sizes_of
 from isoflop.spec.feed_forward import Activation
 
 _BLOCK: Final = 2**20
@@ -132,14 +132,14 @@ class _Experts(torch.autograd.Function):
         y_MD = x_ND.new_empty(n_rows, d_model)
 
         def work(pieces: Iterator[_Block]) -> None:
-            x_buffer, h_buffer = x_ND.new_empty(most, d_model), x_ND.new_empty(most, d_expert)
+            x_buffer, h_buffer = x_ND.new_empty(most + SLACK, d_model), x_ND.new_empty(most + SLACK, d_expert)
             hidden_buffer = None if keep else x_ND.new_empty(most, up)
             for experts, rows, groups in pieces:
                 count = groups.n_rows
                 x_RD, h_RF = x_buffer[:count], h_buffer[:count]
                 hidden_RH = hidden_MH[rows] if hidden_buffer is None else hidden_buffer[:count]
                 torch.index_select(x_ND, 0, assignment.tokens_M[rows], out=x_RD)
-                groups.times(x_RD, w_up_XDH[experts], out=hidden_RH)
+                groups.times(x_buffer, w_up_XDH[experts], out=hidden_RH)
                 if activation == "swiglu":
                     torch.ops.aten.silu.out(_gate(hidden_RH, h_RF), out=h_RF)
                     h_RF.mul_(hidden_RH[:, d_expert:])
@@ -149,7 +149,7 @@ class _Experts(torch.autograd.Function):
                     torch.clamp_min(hidden_RH, 0, out=h_RF)
                 if gates_M is not None:
                     h_RF.mul_(gates_M[rows, None])
-                groups.times(h_RF, w_down_XFD[experts], out=y_MD[rows])
+                groups.times(h_buffer, w_down_XFD[experts], out=y_MD[rows])
 
         spread(blocks, work)
         if keep:
@@ -184,9 +184,9 @@ class _Experts(torch.autograd.Function):
         d_gates_M = gates_M.new_empty(gates_M.shape) if wants_gates else None
 
         def work(pieces: Iterator[_Block]) -> None:
-            g_buffer, x_buffer = (x_ND.new_empty(most, d_model) for _ in range(2))
+            g_buffer, x_buffer = (x_ND.new_empty(most + SLACK, d_model) for _ in range(2))
             narrow = [x_ND.new_empty(most, d_expert) for _ in range(5)]
-            d_hidden_buffer = x_ND.new_empty(most, up)
+            d_hidden_buffer = x_ND.new_empty(most + SLACK, up)
             for experts, rows, groups in pieces:
                 count = groups.n_rows
                 dh_RF, act_RF, h_RF, spare_RF, gate_buffer_RF = (buffer[:count] for buffer in narrow)
@@ -195,7 +195,7 @@ class _Experts(torch.autograd.Function):
                     g_RD = gradient[rows]
                 else:
                     g_RD = torch.index_select(gradient, 0, tokens_M[rows], out=g_buffer[:count])
-                groups.times(g_RD, w_down_XFD[experts].mT, out=dh_RF)
+                groups.times(g_RD if gates_M is None else g_buffer, w_down_XFD[experts].mT, out=dh_RF)
                 if activation == "swiglu":
                     gate_RF = _gate(hidden_RH, gate_buffer_RF)
                     torch.ops.aten.silu.out(gate_RF, out=act_RF)
@@ -227,7 +227,7 @@ class _Experts(torch.autograd.Function):
                     x_RD = torch.index_select(x_ND, 0, tokens_M[rows], out=x_buffer[:count])
                     groups.outer(x_RD, d_hidden_RH, out=dw_up_XDH[experts])
                 if dx_MD is not None:
-                    groups.times(d_hidden_RH, w_up_XDH[experts].mT, out=dx_MD[rows])
+                    groups.times(d_hidden_buffer, w_up_XDH[experts].mT, out=dx_MD[rows])
 
         spread(blocks, work)
         dx_ND = None if dx_MD is None else sum_rows(dx_MD, rows_M, starts_N)

@@ -16,9 +16,17 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from isoflop.nn import _onednn
+
 _ROW_MAJOR: Final = 101  # of <cblas.h>
 _PLAIN: Final = 111
 _TRANSPOSED: Final = 112
+_WORTH: Final = 2**21
+"""Multiplications of one product from which on oneDNN's faster kernels outweigh its dearer call."""
+_ROUND: Final = 32
+"""Numbers of rows that oneDNN meets are multiples of this."""
+SLACK: Final = _ROUND - 1
+"""Rows beyond the last that let every number of rows be rounded up."""
 _ITEM: Final = 4
 """Bytes of a float32."""
 
@@ -47,7 +55,8 @@ class RowGroups:
 
     In float32 on x86 a product is one call of MKL's batched sgemm, which torch's own library holds but offers for
     equal sizes alone (`bmm`): threads then share out whole products instead of dividing each among them, and there is
-    one call instead of hundreds. Elsewhere one `mm` follows the other.
+    one call instead of hundreds. Large products are oneDNN's where it is the faster one. Elsewhere one `mm` follows the
+    other.
     """
 
     def __init__(self, sizes: Sequence[int]) -> None:
@@ -56,12 +65,24 @@ class RowGroups:
         self.n_rows = sum(self.sizes)
         sizes_X = np.asarray(self.sizes, np.int64)
         self._filled = np.flatnonzero(sizes_X)
-        self._starts = (np.cumsum(sizes_X) - sizes_X)[self._filled]
+        firsts = np.cumsum(sizes_X) - sizes_X
+        self._firsts, self._starts = firsts.tolist(), firsts[self._filled]
         self._rows = sizes_X[self._filled].astype(np.int32)
         self._ones = np.ones(len(self._filled), np.int32)
 
     def times(self, x_MI: Tensor, w_XIO: Tensor, *, out: Tensor) -> Tensor:
-        """out[m] = x[m] · w[group of m], [M, O]; `w` may be transposed (`.mT`)."""
+        """out[m] = x[m] · w[group of m], [M, O]; `w` may be transposed (`.mT`).
+
+        `x` may have more rows than the groups: oneDNN then computes a few of them along, so as to meet fewer shapes.
+        """
+        if self._is_for_onednn(w_XIO, x_MI, out):
+            for size, start, w in zip(self.sizes, self._firsts, w_XIO.unbind(), strict=True):
+                if size:
+                    end = start + -(-size // _ROUND) * _ROUND
+                    x = x_MI[start : end if end <= x_MI.shape[0] else start + size]
+                    out[start : start + size].copy_(_onednn.product(x, w.t())[:size])
+            return out
+        x_MI = x_MI[: self.n_rows]
         shape = (self._rows, self._ones * np.int32(w_XIO.shape[2]), self._ones * np.int32(w_XIO.shape[1]))
         rows, matrices = (self._starts, x_MI.stride(0)), (self._filled, w_XIO.stride(0))
         if self._batch(shape, (x_MI, *rows), (w_XIO, *matrices), (out, self._starts, out.stride(0))):
@@ -73,6 +94,16 @@ class RowGroups:
 
     def outer(self, x_MI: Tensor, g_MO: Tensor, *, out: Tensor) -> Tensor:
         """out[group] = Σ_m x[m] ⊗ g[m] over the group's rows, [X, I, O]."""
+        if self._is_for_onednn(out, x_MI, g_MO):
+            for size, start, each in zip(self.sizes, self._firsts, out.unbind(), strict=True):
+                middle, end = start + size // _ROUND * _ROUND, start + size
+                if middle > start:
+                    each.copy_(_onednn.product(x_MI[start:middle].t(), g_MO[start:middle].t()))
+                else:
+                    each.zero_()
+                if end > middle:
+                    each.addmm_(x_MI[middle:end].t(), g_MO[middle:end])
+            return out
         shape = (self._ones * np.int32(x_MI.shape[1]), self._ones * np.int32(g_MO.shape[1]), self._rows)
         rows, other = (self._starts, x_MI.stride(0)), (self._starts, g_MO.stride(0))
         if self._batch(shape, (x_MI.t(), *rows), (g_MO, *other), (out, self._filled, out.stride(0))):
@@ -85,6 +116,15 @@ class RowGroups:
             else:
                 each.zero_()
         return out
+
+    def _is_for_onednn(self, w_XIO: Tensor, *rows: Tensor) -> bool:
+        """Whether oneDNN is faster at products of the mean group with such matrices."""
+        return (
+            self.n_rows * w_XIO.shape[1] * w_XIO.shape[2] >= _WORTH * max(1, len(self._filled))
+            and _onednn.is_preferred()
+            and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in (w_XIO, *rows))
+            and not is_watched()
+        )
 
     def _batch(self, shape: tuple[np.ndarray, ...], *matrices: tuple[Tensor, np.ndarray, int]) -> bool:
         """C_i = A_i · B_i for every filled group i; False, with nothing done, where MKL cannot take them.

@@ -1,16 +1,15 @@
-"""Matrix product with a weight, also for very few rows.
+"""Matrix product with a weight, by the library that is fastest at it on this processor.
 
 Shapes: N rows, D columns of the weight, F its rows.
 """
 
-from functools import cache
-from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from isoflop.nn import _onednn
 from isoflop.nn.grouped import is_watched
 
 _FEW: Final = 8
@@ -19,18 +18,33 @@ _FEW: Final = 8
 _LARGE: Final = 2**18
 """Elements of a weight from which on reading it is what a product with few rows costs."""
 
+_WORTH: Final = 2**21
+"""Multiplications from which on oneDNN's faster kernels outweigh its dearer call."""
+
+_MANY: Final = 128
+"""Rows from which on it may order W anew for every product, and make a kernel for their number."""
+
+_WIDE: Final = 2**16
+"""Elements of a weight whose gradient, a sum over rows, it computes faster too."""
+
 
 def linear(x: Tensor, w_FD: Tensor) -> Tensor:
     """x·Wᵀ, [..., D] → [..., F].
 
+    For many rows in float32 that is oneDNN on processors that MKL does not know well (see _onednn).
+
     While sampling on the CPU a few rows meet each weight, and reading the weights is all that it costs. BLAS does so at
     full speed for W·xᵀ with two rows or more, and not for x·Wᵀ (with one row that holds for Intel's processors alone).
     """
-    if w_FD.numel() < _LARGE or torch.is_grad_enabled() or x.device.type != "cpu" or is_watched():
+    if x.device.type != "cpu" or is_watched():
         return F.linear(x, w_FD)
     n_rows = x.numel() // x.shape[-1]
+    if _is_faster_by_onednn(x, w_FD, n_rows):
+        y_NF: Tensor = _Product.apply(x.reshape(n_rows, x.shape[-1]), w_FD)
+        return y_NF.view(*x.shape[:-1], w_FD.shape[0])
     few = _FEW if w_FD.shape[0] >= w_FD.shape[1] else 3
-    if n_rows == 0 or n_rows > few or (n_rows == 1 and not _is_intel()):
+    one_is_slow = n_rows == 1 and _onednn.is_intel()
+    if w_FD.numel() < _LARGE or torch.is_grad_enabled() or not (one_is_slow or 1 < n_rows <= few):
         return F.linear(x, w_FD)
     x_ND = x.reshape(n_rows, x.shape[-1])
     if n_rows == 1:
@@ -39,10 +53,32 @@ def linear(x: Tensor, w_FD: Tensor) -> Tensor:
     return y_NF.view(*x.shape[:-1], w_FD.shape[0])
 
 
-@cache
-def _is_intel() -> bool:
-    """Whether the processor is one of Intel's."""
-    try:
-        return "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8")[:4096]
-    except OSError:
-        return False
+def _is_faster_by_onednn(x: Tensor, w_FD: Tensor, n_rows: int) -> bool:
+    return (
+        n_rows >= _MANY
+        and n_rows * w_FD.numel() >= _WORTH
+        and x.dtype == w_FD.dtype == torch.float32
+        and _onednn.is_preferred()
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+class _Product(torch.autograd.Function):
+    """x·Wᵀ, and both gradients by products of the same kind."""
+
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, w_FD: Tensor) -> Tensor:
+        ctx.save_for_backward(x_ND, w_FD)
+        return _onednn.product(x_ND, w_FD)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x_ND, w_FD = ctx.saved_tensors
+        g_NF = gradients[0]
+        dx_ND: Tensor | None = None
+        dw_FD: Tensor | None = None
+        if ctx.needs_input_grad[0]:
+            dx_ND = _Product.apply(g_NF, w_FD.t())
+        if ctx.needs_input_grad[1]:
+            dw_FD = _Product.apply(g_NF.t(), x_ND.t()) if w_FD.numel() >= _WIDE else g_NF.t() @ x_ND
+        return dx_ND, dw_FD

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from isoflop.errors import InputError
 from isoflop.nn._init import truncated_normal
 from isoflop.nn.dispatch import Assignment, assign, assign_choices, highest, pick, reorder
+from isoflop.nn.linear import linear
 from isoflop.nn.statistics import ExpertStatistics, expert_statistics
 from isoflop.spec import ExpertsSpec
 
@@ -94,7 +95,7 @@ class Router(nn.Module):
         """Return logits and softmax probabilities, each [N, X], in float32 or wider."""
         with torch.autocast(x_BTD.device.type, enabled=False):
             wide = torch.promote_types(x_BTD.dtype, torch.float32)
-            logits_NX = F.linear(x_BTD.reshape(-1, x_BTD.shape[-1]).to(wide), self.w_XD.to(wide))
+            logits_NX = linear(x_BTD.reshape(-1, x_BTD.shape[-1]).to(wide), self.w_XD.to(wide))
             return logits_NX, logits_NX.softmax(-1)
 
     def forward(self, x_BTD: Tensor) -> Routing:
