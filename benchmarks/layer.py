@@ -4,9 +4,10 @@
     python -m benchmarks.layer --quick
 
 Five shapes, float32, 4,096 tokens, forward and backward, router included in the time and not in the FLOPs. `dense` is
-isoflop.nn.FeedForward of width d_ff in the same process. transformers runs Qwen3-MoE's block on the same weights
-(outputs are compared first) with the fastest of its `experts_implementation`s, in processes of its own that take turns
-with ours: as it comes (`transformers`), and told to keep freed memory, as isoflop does (`…, tuned`).
+isoflop.nn.FeedForward of width d_ff in the same process, `torch's dense` the same of three torch.nn.Linear.
+transformers runs Qwen3-MoE's block on the same weights (outputs are compared first) with the fastest of its
+`experts_implementation`s, in processes of its own that take turns with ours: as it comes (`transformers`), and told to
+keep freed memory, as isoflop does (`…, tuned`).
 
 The limit is what the layer would take if its products ran at the rate that single-thread products of the experts' own
 shapes reach here on all threads, and everything else moved its bytes at the speed of a copy: rows in (x twice, the
@@ -76,6 +77,20 @@ SHAPES = (
     Shape(512, 1536, 8, 8, 0.78, 2.0),
     Shape(512, 1536, 32, 16, 0.65, 2.0),
 )
+
+
+class _Plain(torch.nn.Module):
+    """The dense layer as it is usually written: three torch.nn.Linear."""
+
+    def __init__(self, d_model: int, d_ff: int) -> None:
+        super().__init__()
+        self.gate = torch.nn.Linear(d_model, d_ff, bias=False)
+        self.up = torch.nn.Linear(d_model, d_ff, bias=False)
+        self.down = torch.nn.Linear(d_ff, d_model, bias=False)
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        y_BTD: torch.Tensor = self.down(torch.nn.functional.silu(self.gate(x_BTD)) * self.up(x_BTD))
+        return y_BTD
 
 
 def layer(shape: Shape, kind: str = "token_choice") -> MoE:
@@ -172,6 +187,7 @@ def measure(shape: Shape, repeats: int, threads: int | None) -> list[Row]:
     torch.manual_seed(0)
     x_BTD = torch.randn(4, TOKENS // 4, shape.d_model, requires_grad=True)
     dense, moe = FeedForward(shape.d_model, shape.d_ff), layer(shape)
+    plain = _Plain(shape.d_model, shape.d_ff)
     choosing = layer(shape, "expert_choice_noncausal")
     flops = 18.0 * TOKENS * shape.d_model * shape.d_ff
     rows: list[Row] = []
@@ -199,6 +215,7 @@ def measure(shape: Shape, repeats: int, threads: int | None) -> list[Row]:
         sides: dict[str, harness.Side] = {
             "moe": trained(moe, x_BTD),
             "dense": trained(dense, x_BTD),
+            "torch's": trained(plain, x_BTD),
             "expert choice": trained(choosing, x_BTD),
         }
         sides |= {name: _told(worker, "train") for name, worker in theirs.items()}
@@ -221,6 +238,7 @@ def measure(shape: Shape, repeats: int, threads: int | None) -> list[Row]:
             )
         )
         own = {"unit": "FLOP/s", "amount": flops}
+        rows.append(Row.of_costs(shape.name, taken["moe"], taken["torch's"], peer_name="torch's dense", **own))
         rows.append(
             Row.of_costs(shape.name, taken["expert choice"], taken["dense"], peer_name="dense, experts choose", **own)
         )
