@@ -17,7 +17,7 @@ gradient once), rows out (two sums), hidden rows.
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +116,7 @@ def trained(module: torch.nn.Module, x_BTD: torch.Tensor) -> harness.Side:
     return seconds
 
 
-def sampled(module: torch.nn.Module, x_BTD: torch.Tensor, calls: int) -> harness.Side:
+def sampled(module: Callable[[torch.Tensor], Any], x_BTD: torch.Tensor, calls: int) -> harness.Side:
     """Seconds of so many forwards without gradients."""
 
     def seconds() -> float:
@@ -261,7 +261,7 @@ def measure(shape: Shape, repeats: int, threads: int | None) -> list[Row]:
             worker("inputs", tokens=tokens)
             name = worker("choose", training=False)
             sides = {
-                "moe": sampled(moe, few_BTD, calls),
+                "moe": sampled(moe.sample, few_BTD, calls),  # as decoding does
                 "dense": sampled(dense, few_BTD, calls),
                 "theirs": _told(worker, "forward", calls=calls),
             }
