@@ -40,13 +40,14 @@ from isoflop.laws.numbers import exponent, parse_number
 from isoflop.laws.posterior import Posterior, posterior
 from isoflop.laws.profile import Profile, profile
 from isoflop.laws.published import PUBLISHED, published
+from isoflop.laws.ratio_law import SharedValley, allocation_of, shared_valley
 from isoflop.laws.reading import read_runs
 from isoflop.laws.reductions import best_of, last_of
 from isoflop.laws.repeats import LackOfFit, NoiseFloor, lack_of_fit, noise_floor
 from isoflop.laws.result import Fit
 from isoflop.laws.shared import SharedFit, fit_shared
 from isoflop.laws.table import RunTable, joined
-from isoflop.laws.valleys import MOST_DRAWS, SharedValley, Valley, allocation_of, ratio_valleys, shared_valley
+from isoflop.laws.valleys import MOST_DRAWS, Valley, ratio_valleys
 from isoflop.laws.writing import write_runs
 
 __all__ = [

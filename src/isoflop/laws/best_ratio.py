@@ -14,8 +14,9 @@ from isoflop.laws.files import strict
 from isoflop.laws.law import Law
 from isoflop.laws.numbers import exponent
 from isoflop.laws.published import PUBLISHED, published
+from isoflop.laws.ratio_law import allocation_and_draws, shared_valley
 from isoflop.laws.result import Fit
-from isoflop.laws.valleys import Valley, allocation_and_draws, around, check_draws, shared_valley
+from isoflop.laws.valleys import Valley, around, check_draws
 
 _TARGET: Final = "expert_attention_ratio"
 _REFITS: Final = 200
