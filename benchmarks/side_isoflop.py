@@ -104,7 +104,7 @@ def build_trainer(spec: dict[str, Any], data: str, batch: int, out: str) -> None
         device=torch.device("cpu"),
         ranks=Ranks(),
     )
-    state["estimate"] = memory(parsed, batch_tokens=batch * parsed.context)
+    state["estimate"] = memory(parsed, batch_tokens=batch * parsed.context, device="cpu")
 
 
 def _step() -> None:
