@@ -6,9 +6,7 @@ from isoflop.laws.best_ratio import (
     best_ratio,
     best_ratio_of,
     load_best_ratio,
-    pooled_depth,
     save_best_ratio,
-    shows_valley,
 )
 from isoflop.laws.comparison import ComparedLaw, Comparison, compare
 from isoflop.laws.conditions import matching
@@ -37,6 +35,7 @@ from isoflop.laws.loading import load_form
 from isoflop.laws.minima import Minimum, isoflop_minima
 from isoflop.laws.multiplier import Multiplier, efficiency_multiplier
 from isoflop.laws.numbers import exponent, parse_number
+from isoflop.laws.pooling import pooled_depth, shows_valley
 from isoflop.laws.posterior import Posterior, posterior
 from isoflop.laws.profile import Profile, profile
 from isoflop.laws.published import PUBLISHED, published

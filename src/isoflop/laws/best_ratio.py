@@ -10,13 +10,14 @@ import numpy as np
 
 from isoflop.errors import InputError
 from isoflop.laws._parabola import Interval, central
-from isoflop.laws.files import strict
+from isoflop.laws.files import read_json, strict
 from isoflop.laws.law import Law
 from isoflop.laws.numbers import exponent
+from isoflop.laws.pooling import pooled
 from isoflop.laws.published import PUBLISHED, published
 from isoflop.laws.ratio_law import allocation_and_draws, shared_valley
 from isoflop.laws.result import Fit
-from isoflop.laws.valleys import Valley, around, check_draws
+from isoflop.laws.valleys import Valley, check_draws
 
 _TARGET: Final = "expert_attention_ratio"
 _REFITS: Final = 200
@@ -310,9 +311,9 @@ def best_ratio_of(
     if all(valley.is_clear for valley in valleys):
         method = "minima"
         law, used, flat = allocation_and_draws(valleys, draws=min(draws, _REFITS), pinned=pinned)
-        pooled = _pooled(valleys)
-        depth, drawn, spread = pooled.depth, pooled.draws, pooled.spread
-        interval = pooled.interval(level)
+        found = pooled(valleys)
+        depth, drawn, spread = found.depth, found.draws, found.spread
+        interval = found.interval(level)
     else:
         shared = shared_valley(valleys, draws=draws, seed=seed, pinned=pinned)
         if shared.law is None:
@@ -348,67 +349,6 @@ def best_ratio_of(
     )
 
 
-def pooled_depth(
-    valleys: Sequence[Valley], *, level: float = 0.9
-) -> tuple[float | None, Interval | None, np.ndarray, float]:
-    """One depth for all valleys: v, its interval, its draws [B], and the spread of the valleys about it.
-
-    Each parabola weighs by the inverse variance of its curvature; hills count too, with their negative one, since to
-    leave them out would deepen the valley. Where the curvatures lie farther apart than their noise explains, draws and
-    interval are wider by that factor (see BestRatio.spread). Without draws of the valleys there is no interval.
-    """
-    pooled = _pooled(valleys)
-    return pooled.depth, pooled.interval(level) if len(pooled.draws) else None, pooled.draws, pooled.spread
-
-
-def shows_valley(valleys: Sequence[Valley], *, level: float = 0.9) -> bool:
-    """Whether the interval of the depth of all valleys stands above 0, whether they have draws or not."""
-    interval = _pooled(valleys).interval(level)
-    return interval is not None and interval[0] > 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Pooled:
-    """One depth for all valleys."""
-
-    depth: float | None = None
-    error: float | None = None
-    """Its standard error, the spread not in it; None where the rows leave no noise estimate."""
-    spare: int = 0
-    draws: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    spread: float = 1.0
-
-    def interval(self, level: float) -> Interval | None:
-        """Student's; None where there is no noise estimate."""
-        if self.depth is None or self.error is None:
-            return None
-        return around(self.depth, self.spread * self.error, self.spare, level)
-
-
-def _pooled(valleys: Sequence[Valley]) -> _Pooled:
-    """See `pooled_depth`; everything but the draws is the same without draws."""
-    own = [valley for valley in valleys if valley.curvature is not None]
-    if not own:
-        return _Pooled()
-    curvature = np.array([valley.curvature for valley in own], dtype=float)
-    errors = np.array([valley.curvature_error or 0.0 for valley in own])
-    known = bool((errors > 0).all())
-    weights = (errors.min() / errors) ** 2 if known else np.ones(len(own))
-    weights /= weights.sum()
-    depth = float(weights @ curvature)
-    spread = 1.0
-    if known and len(own) > 1:
-        spread = max(1.0, float(np.sqrt(np.sum(((curvature - depth) / errors) ** 2) / (len(own) - 1))))
-    drawn = weights @ np.array([valley.curvature_draws for valley in own])
-    return _Pooled(
-        depth=depth,
-        error=None if own[0].curvature_error is None else float(np.sqrt(np.sum((weights * errors) ** 2))),
-        spare=own[0].spare,
-        draws=depth + spread * (drawn - depth),
-        spread=spread,
-    )
-
-
 def save_best_ratio(found: BestRatio, path: str | Path) -> None:
     """Write it as JSON; `load_best_ratio` gives an equal one.
 
@@ -428,12 +368,7 @@ def load_best_ratio(path: str | Path) -> BestRatio:
     Raises:
         InputError: if the file cannot be read or holds something else.
     """
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"allocation file {path} cannot be read: {error.strerror}.") from None
-    except ValueError:
-        raise InputError(f"allocation file {path} is not JSON in UTF-8.") from None
+    values = read_json(path, "allocation file")
     try:
         return BestRatio.from_dict(values if isinstance(values, dict) else {})
     except InputError as error:

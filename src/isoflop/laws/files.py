@@ -33,17 +33,26 @@ def load_fit(path: str | Path, form: Form | None = None) -> Fit:
     Raises:
         InputError: if the file cannot be read or holds something else, or `form` is needed.
     """
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"fit file {path} cannot be read: {error.strerror}.") from None
-    except ValueError:
-        raise InputError(f"fit file {path} is not JSON in UTF-8.") from None
+    values = read_json(path, "fit file")
     if not isinstance(values, dict):
         raise InputError(
             f"fit file {path} holds {type(values).__name__}; it must hold what `isoflop fit --out` writes."
         )
     return Fit.from_dict(values, form)
+
+
+def read_json(path: str | Path, what: str) -> Any:
+    """The JSON document of a file; `what` it is named in errors.
+
+    Raises:
+        InputError: if the file cannot be read or is not JSON in UTF-8.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{what} {path} cannot be read: {error.strerror}.") from None
+    except ValueError:
+        raise InputError(f"{what} {path} is not JSON in UTF-8.") from None
 
 
 def strict(value: Any) -> Any:
