@@ -91,6 +91,12 @@ class Router(nn.Module):
         """Whether experts choose tokens."""
         return self.experts.router.kind != "token_choice"
 
+    @property
+    def _renormalises(self) -> bool:
+        """Whether gates are a softmax over the chosen logits."""
+        router = self.experts.router
+        return self.experts.top_k > 1 and (router.renormalise or router.score_order == "topk_softmax")
+
     def scores(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits and softmax probabilities, each [N, X], in float32 or wider."""
         with torch.autocast(x_BTD.device.type, enabled=False):
@@ -132,7 +138,7 @@ class Router(nn.Module):
         wide = torch.promote_types(x_ND.dtype, torch.float32)
         with torch.autocast(x_ND.device.type, enabled=False):
             scores_NX = F.linear(x_ND.to(wide), self.w_XD.to(wide))
-        renormalised = top_k > 1 and (router.renormalise or router.score_order == "topk_softmax")
+        renormalised = self._renormalises
         if not renormalised or router.balance == "bias":
             probabilities_NX = scores_NX.softmax(-1)
         chosen_Nk = highest(probabilities_NX + self.bias_X if router.balance == "bias" else scores_NX, top_k)
@@ -152,7 +158,7 @@ class Router(nn.Module):
             chosen_Nk = highest(ranked_NX, top_k)
             assignment, choices_M = assign_choices(chosen_Nk, n_experts=n_experts)
         # A softmax over the chosen logits is the chosen probabilities divided by their sum, without underflow.
-        renormalised = top_k > 1 and (router.renormalise or router.score_order == "topk_softmax")
+        renormalised = self._renormalises
         tokens_M = torch.arange(n_tokens * top_k, device=logits_NX.device) // top_k
         gates_M = pick(logits_NX if renormalised else probabilities_NX, tokens_M, chosen_Nk.reshape(-1))
         if renormalised:
