@@ -351,6 +351,7 @@ def test_planning_is_quick_and_needs_no_torch():
         "from isoflop.cli._plan import training\n"
         "training(plan(flops=1.93e20, law='krajewski-2024-e64'), None)\n"
         "assert 'torch' not in sys.modules, 'torch was imported'\n"
+        "assert 'scipy' not in sys.modules, 'scipy was imported'\n"
         "print(time.process_time())\n"
     )
     command = [sys.executable, "-c", program]

@@ -5,8 +5,6 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
-from scipy.stats import f as f_distribution
-from scipy.stats import t as student
 
 from isoflop.errors import InputError
 from isoflop.laws._parabola import Interval
@@ -202,6 +200,8 @@ def shared_valley(
         right[inner] += -2 * xy * features
         right[-1] += xxy - 2 * m * xy
         squares += yy
+    from scipy.special import fdtrc, stdtr  # scipy is slow to import
+
     rows = sum(valley.n_rows for valley in own)
     spare = rows - size
     if spare < 1:
@@ -226,7 +226,7 @@ def shared_valley(
     if free > 0 and spare > free:
         apart = sum(valley.squares for valley in own)
         ratio = (residual - apart) / (spare - free) / (apart / free) if apart > 0 else np.inf
-        misfit = float(f_distribution.sf(ratio, spare - free, free))
+        misfit = float(fdtrc(spare - free, free, ratio))
     first = len(own)
 
     def constants(values: np.ndarray) -> dict[str, np.ndarray]:
@@ -247,7 +247,7 @@ def shared_valley(
         predicted = [
             best["A"] + best["p"] * np.log1p(-valley.sparsity) + best["B"] * np.log(valley.flops) for valley in minima
         ]
-        known_flat = float(student.sf(solved[-1] / error, spare)) if error > 0 else 0.0
+        known_flat = float(stdtr(spare, -solved[-1] / error)) if error > 0 else 0.0
         visible = known_flat < _DOUBT
         law = Fit(
             form=form_named("allocation"),

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 import numpy as np
-from scipy.stats import t as student
 
 from isoflop.errors import InputError
 from isoflop.laws._parabola import Interval, Parabola, central, groups_of, pooled_noise
@@ -250,7 +249,9 @@ def _valley(
 
 def around(value: float, error: float, spare: int, level: float) -> Interval:
     """Student's interval of an estimate with this standard error and these degrees of freedom."""
-    reach = float(student.ppf((1 + level) / 2, spare)) * error
+    from scipy.special import stdtrit  # scipy is slow to import
+
+    reach = float(stdtrit(spare, (1 + level) / 2)) * error
     return value - reach, value + reach
 
 

@@ -22,7 +22,7 @@ from isoflop.nn.feed_forward import ALIGNED, activate
 from isoflop.nn.grouped import SLACK, RowGroups, is_watched, rows_times, sizes_of
 from isoflop.spec.feed_forward import Activation
 
-_BLOCK: Final = 2**20
+_BLOCK: Final = 2**21
 """Most elements of the rows of one block, in all their widths: a few times what a second-level cache holds."""
 
 _LITTLE: Final = 2**25
