@@ -22,8 +22,11 @@ from isoflop.nn.statistics import ExpertStatistics
 from isoflop.spec import ExpertsSpec, expert_layer_flops
 from isoflop.spec.feed_forward import Activation
 
-_FEW: Final = 1024
-"""Rows (tokens times experts a token) up to which to take them one by one is faster than to sort them by expert."""
+_SORTING: Final = 15 * 2**20
+"""Weights that can be read in the time that it takes to sort rows by expert and to see to all experts."""
+
+_BY_GROUPS: Final = 1.5
+"""How much longer than for a single row it takes to read a weight and multiply it with a few rows."""
 
 
 class MoE(nn.Module):
@@ -123,11 +126,10 @@ class MoE(nn.Module):
     def sample(self, x_BTD: Tensor) -> Tensor:
         """The output alone, without statistics: without gradients, and for a few tokens on the CPU, it is faster."""
         experts = self.experts
-        few = x_BTD.shape[:-1].numel() * experts.top_k <= _FEW
         x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
         if (
-            not few
-            or torch.is_grad_enabled()
+            torch.is_grad_enabled()
+            or not self._are_few(x_ND.shape[0])
             or compute_dtype(x_BTD) != torch.float32
             or self.router.is_expert_choice
             or experts.noop_experts
@@ -143,6 +145,13 @@ class MoE(nn.Module):
         if self.shared is not None:
             y_BTD = y_BTD + self.shared(x_BTD)
         return self._norm(y_BTD)
+
+    def _are_few(self, n_tokens: int) -> bool:
+        """Whether to take rows one by one, which reads weights for each, is faster than to sort them by expert."""
+        n_experts, top_k = self.experts.n_experts, self.experts.top_k
+        met = n_experts * (1 - (1 - top_k / n_experts) ** n_tokens)
+        each = self.w_up[0].numel() + self.w_down[0].numel()
+        return n_tokens * top_k * each <= _SORTING + _BY_GROUPS * met * each
 
     def _in_expert_order(
         self, x_ND: Tensor, w_up: Tensor, w_down: Tensor, gates_M: Tensor | None, assignment: Assignment
