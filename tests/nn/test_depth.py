@@ -151,7 +151,7 @@ def test_as_trained_the_top_k_looks_ahead_and_the_spec_says_so(name):
 )
 def test_cached_logits_equal_uncached_ones(name, steps, apart, monkeypatch):
     """With one new token also where more sequences take part than are attended to one after the other."""
-    monkeypatch.setattr(cache_module, "_FEW_SEQUENCES", apart)
+    monkeypatch.setattr(cache_module, "FEW_SEQUENCES", apart)
     model = make(SPECS[name], sampled=True)
     tokens_BT = tokens(5)
     cache = KVCache(model.spec, 5, CONTEXT)

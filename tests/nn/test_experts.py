@@ -145,7 +145,8 @@ def test_blocks_do_not_depend_on_threads(threads, monkeypatch):
         found.append((y_BTD.detach(), *torch.autograd.grad(y_BTD.square().sum(), (x_BTD, *layer.parameters()))))
     for other in found[1:]:
         for first, own in zip(found[0], other, strict=True):
-            torch.testing.assert_close(own, first, rtol=1e-5, atol=1e-6)
+            # up to the rounding of kernels that differ with the number of threads
+            torch.testing.assert_close(own, first, rtol=1e-5, atol=1e-5 * float(first.abs().max().clamp_min(1)))
 
 
 def test_blocks_are_shared_out_unless_one_expert_has_most(threads, monkeypatch):
@@ -357,7 +358,8 @@ def test_sampling_computes_what_the_forward_does(router, granularity, output_nor
 def test_sampling_takes_the_few_rows_path_where_it_can(monkeypatch):
     layer = MoE(d_model=12, d_ff=32, experts=ExpertsSpec(granularity=4, expansion_rate=4))
     ran = []
-    monkeypatch.setattr("isoflop.nn.moe.experts_of_few", lambda *a: ran.append(1) or experts.experts_of_few(*a))
+    called = experts.ExpertsOfFew.__call__
+    monkeypatch.setattr(experts.ExpertsOfFew, "__call__", lambda *a: ran.append(1) or called(*a))
     with torch.no_grad():
         layer.sample(torch.randn(1, 2, 12))
         layer.double()

@@ -31,6 +31,24 @@ def is_intel() -> bool:
         return False
 
 
+def can_reorder(w_FD: Tensor) -> bool:
+    """Whether oneDNN can reorder such a weight for its products with few rows."""
+    return (
+        w_FD.dtype == torch.float32
+        and w_FD.device.type == "cpu"
+        and torch.backends.mkldnn.is_available()
+        and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+    )
+
+
+def reordered(w_FD: Tensor, n_rows: int) -> Tensor:
+    """A copy of a weight in the order in which oneDNN reads it for about `n_rows` rows; for `product` alone."""
+    w: Tensor = torch.ops.mkldnn._reorder_linear_weight(w_FD, n_rows)
+    return w
+
+
 def product(x_ND: Tensor, w_FD: Tensor) -> Tensor:
     """x·Wᵀ in float32, [N, F], outside autograd; either may be transposed.
 

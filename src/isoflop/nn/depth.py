@@ -192,7 +192,7 @@ class DepthRouter(nn.Module):
         auxiliary_loss = score_BT.new_zeros(())
         agreement = score_BT.new_full((), math.nan)
         if self.is_learned:
-            gates_M1 = self._gate(score_BT.reshape(-1).index_select(0, rows_M))[:, None]
+            gates_M1 = self.gate(score_BT.reshape(-1).index_select(0, rows_M))[:, None]
             member_BT = self._members(score_BT, best_BC)
             agreement = (self._above(decision_BT) == member_BT).to(score_BT.dtype).mean()
             agreement = torch.where(self.threshold.isnan(), math.nan, agreement)
@@ -217,7 +217,8 @@ class DepthRouter(nn.Module):
     def _members(score_BT: Tensor, best_BC: Tensor) -> Tensor:
         return torch.zeros_like(score_BT, dtype=torch.bool).scatter_(1, best_BC, True)
 
-    def _gate(self, score: Tensor) -> Tensor:
+    def gate(self, score: Tensor) -> Tensor:
+        """What a kept token's update is multiplied by, from its score."""
         return score if self.spec.gate == "raw" else 2 * score.sigmoid()
 
     def _fixed(self, x_BTD: Tensor, positions: Tensor | None, real_BT: Tensor | None, ragged: bool) -> Kept:
@@ -253,7 +254,7 @@ class DepthRouter(nn.Module):
             None if len(sequences) == batch else sequences,
             [1] * len(sequences),
             None,
-            self._gate(score_B1.index_select(0, rows_A)) if self.is_learned and sequences else None,
+            self.gate(score_B1.index_select(0, rows_A)) if self.is_learned and sequences else None,
             DepthStatistics(share, nothing, nothing, score_B1.new_zeros(())),
         )
 
@@ -271,7 +272,7 @@ class DepthRouter(nn.Module):
         rows_M = (places_AC + chosen_A[:, None] * length).reshape(-1)
         gates_M1 = real_AC.reshape(-1, 1).to(torch.float32)
         if score_BT is not None and self.is_learned:
-            gates_M1 = self._gate(score_BT.reshape(-1).index_select(0, rows_M))[:, None] * gates_M1
+            gates_M1 = self.gate(score_BT.reshape(-1).index_select(0, rows_M))[:, None] * gates_M1
         scale = agreement.new_full((), math.nan) if score_BT is None or ragged else score_BT.detach().std(correction=0)
         share = keep_BT.to(torch.float32).mean()
         statistics = DepthStatistics(share, agreement, scale, share.new_zeros(()))

@@ -8,12 +8,15 @@ Shapes: N tokens, X experts, M assigned pairs, D d_model.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+_FEW: Final = 2**13
+"""Scores up to which torch's topk is faster than numpy's quickselect, by what a call costs."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +71,9 @@ def highest(scores: Tensor, k: int) -> Tensor:
     """Places of the k highest of the last dimension, [..., k], in no particular order."""
     if k == 1:
         return scores.max(-1, keepdim=True).indices
-    if not has_numpy(scores):
+    if not has_numpy(scores) or scores.numel() < _FEW:
         return scores.topk(k, sorted=False).indices
-    rest = scores.shape[-1] - k  # by quickselect; torch's topk takes two to three times as long
+    rest = scores.shape[-1] - k  # by quickselect; torch's topk takes two to three times as long for many
     return torch.from_numpy(np.argpartition(scores.numpy(), rest, axis=-1)[..., rest:])
 
 

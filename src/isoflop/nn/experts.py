@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from isoflop.nn._threads import spread, threads_to_spread
 from isoflop.nn.dispatch import Assignment, sum_rows
 from isoflop.nn.feed_forward import ALIGNED, activate
-from isoflop.nn.grouped import SLACK, RowGroups, is_watched, rows_times, sizes_of
+from isoflop.nn.grouped import SLACK, LoneRows, RowGroups, can_batch, is_watched, sizes_of
 from isoflop.spec.feed_forward import Activation
 
 _BLOCK: Final = 2**21
@@ -54,23 +54,29 @@ def experts_in_blocks(
     return y
 
 
-def experts_of_few(
-    x_ND: Tensor, w_up_XDH: Tensor, w_down_XFD: Tensor, gates_Nk: Tensor, experts_Nk: Tensor, activation: Activation
-) -> Tensor:
+class ExpertsOfFew:
     """As `experts_in_blocks` for a few tokens that each chose k experts, without gradients and without any sorting.
 
-    While sampling, fewer rows meet an expert than would be worth grouping. Only where `can_batch` says so of all, and
-    `is_plain` of the weights.
+    While sampling, fewer rows meet an expert than would be worth grouping. The weights must stay where they are while
+    it lives. Only where `can_take` says so.
     """
-    x_ND = x_ND.contiguous()
-    n_tokens, top_k = experts_Nk.shape
-    d_model = w_down_XFD.shape[2]
-    places_M, which_M = np.arange(n_tokens * top_k), experts_Nk.reshape(-1).numpy()
-    hidden_MH = x_ND.new_empty(n_tokens * top_k, w_up_XDH.shape[2])
-    rows_times(x_ND, places_M // top_k, w_up_XDH, which_M, out=hidden_MH)
-    h_MF = activate(hidden_MH, activation).mul_(gates_Nk.reshape(-1, 1))
-    y_MD = rows_times(h_MF, places_M, w_down_XFD, which_M, out=x_ND.new_empty(n_tokens * top_k, d_model))
-    return y_MD.view(n_tokens, top_k, d_model).sum(1)
+
+    def __init__(self, w_up_XDH: Tensor, w_down_XFD: Tensor, n_tokens: int, top_k: int, activation: Activation) -> None:
+        places_M = np.arange(n_tokens * top_k)
+        self._up = LoneRows(w_up_XDH, places_M // top_k)
+        self._down = LoneRows(w_down_XFD, places_M)
+        self._activation, self._shape = activation, (n_tokens, top_k, w_down_XFD.shape[2])
+
+    @staticmethod
+    def can_take(x_ND: Tensor, w_up_XDH: Tensor, w_down_XFD: Tensor) -> bool:
+        """Whether this machine and these tensors allow it."""
+        return LoneRows.can_take(w_up_XDH, w_down_XFD) and can_batch(x_ND)
+
+    def __call__(self, x_ND: Tensor, gates_Nk: Tensor, experts_Nk: Tensor) -> Tensor:
+        """Σ over a token's experts of gate · act(x · w_up) · w_down, [N, D]."""
+        which_M = experts_Nk.reshape(-1).numpy()
+        h_MF = activate(self._up(x_ND, which_M), self._activation) * gates_Nk.reshape(-1, 1)
+        return self._down(h_MF, which_M).view(self._shape).sum(1)
 
 
 class _Block(NamedTuple):

@@ -5,7 +5,7 @@ Shapes: M rows grouped by expert, X experts, I input width, O output width.
 
 import ctypes
 from collections.abc import Callable, Sequence
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -163,36 +163,43 @@ def _layout(tensor: Tensor) -> tuple[int, int] | None:
     return None
 
 
-def is_plain(*tensors: Tensor) -> bool:
-    """Whether `rows_times` can take these matrices and rows."""
-    return all(_layout(tensor) is not None and _layout(tensor)[0] == _PLAIN for tensor in tensors)  # type: ignore[index]
+class LoneRows:
+    """Products of single rows, each with a matrix of its own, for fewer rows than there are matrices.
 
-
-def rows_times(x_NI: Tensor, rows_M: np.ndarray, w_XIO: Tensor, which_M: np.ndarray, *, out: Tensor) -> Tensor:
-    """out[m] = x[rows[m]] · w[which[m]], [M, O], one row at a time: for fewer rows than there are matrices.
-
-    Only where `can_batch` and `is_plain` say so.
+    The weights must stay where they are while it lives, and each call overwrites what the one before returned.
     """
-    call = _sgemm_batch()
-    assert call is not None
-    a = x_NI.data_ptr() + rows_M * (x_NI.stride(0) * _ITEM)
-    b = w_XIO.data_ptr() + which_M * (w_XIO.stride(0) * _ITEM)
-    c = out.data_ptr() + np.arange(len(rows_M)) * (out.stride(0) * _ITEM)
-    width, length = w_XIO.shape[2], w_XIO.shape[1]
-    first, (lda, ldb, ldc), one, zero, size = _one_group(
-        width, length, length, max(w_XIO.stride(1), width), width, len(rows_M)
-    )
-    call(_ROW_MAJOR, *first, one, _pointer(a), lda, _pointer(b), ldb, zero, _pointer(c), ldc, 1, size)
-    return out
 
+    def __init__(self, w_XIO: Tensor, rows_M: np.ndarray) -> None:
+        """Product m takes row rows[m] of x. Only where `can_take` says so."""
+        call = _sgemm_batch()
+        assert call is not None
+        (_, length, width), count = w_XIO.shape, len(rows_M)
+        self._call = call
+        self._out_MO = w_XIO.new_empty(count, width)
+        self._width_in, self._offsets_M = length, rows_M * (length * _ITEM)
+        self._first, self._step = w_XIO.data_ptr(), w_XIO.stride(0) * _ITEM
+        self._a, self._b = np.empty(count, np.int64), np.empty(count, np.int64)
+        self._c = self._out_MO.data_ptr() + np.arange(count) * (width * _ITEM)
+        lda, ldb = length, max(w_XIO.stride(1), width)
+        sizes = [ctypes.byref(ctypes.c_int(n)) for n in (_PLAIN, _PLAIN, 1, width, length, lda, ldb, width, count)]
+        one, zero = (ctypes.byref(ctypes.c_float(number)) for number in (1.0, 0.0))
+        a, b, c = map(_pointer, (self._a, self._b, self._c))
+        self._arguments = (_ROW_MAJOR, *sizes[:5], one, a, sizes[5], b, sizes[6], zero, c, sizes[7], 1, sizes[8])
 
-@lru_cache(maxsize=256)
-def _one_group(n: int, k: int, lda: int, ldb: int, ldc: int, count: int) -> Any:
-    """Arguments for `count` products of one row with matrices [k, n]."""
-    numbers = (_PLAIN, _PLAIN, 1, n, k, lda, ldb, ldc, count)
-    references = [ctypes.byref(ctypes.c_int(number)) for number in numbers]
-    one, zero = (ctypes.byref(ctypes.c_float(number)) for number in (1.0, 0.0))
-    return references[:5], references[5:8], one, zero, references[8]
+    @staticmethod
+    def can_take(*tensors: Tensor) -> bool:
+        """Whether there is such a product for these rows and matrices."""
+        return can_batch(*tensors) and all(_layout(each) is not None and _layout(each)[0] == _PLAIN for each in tensors)  # type: ignore[index]
+
+    def __call__(self, x_NI: Tensor, which_M: np.ndarray) -> Tensor:
+        """out[m] = x[rows[m]] · w[which[m]], [M, O]."""
+        x_NI = x_NI.contiguous()
+        assert x_NI.shape[1] == self._width_in
+        np.add(self._offsets_M, x_NI.data_ptr(), out=self._a)
+        np.multiply(which_M, self._step, out=self._b)
+        self._b += self._first
+        self._call(*self._arguments)
+        return self._out_MO
 
 
 def _pointer(array: np.ndarray) -> ctypes.c_void_p:

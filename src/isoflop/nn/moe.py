@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from isoflop.errors import InputError
 from isoflop.nn._init import compute_dtype, gain, truncated_normal
 from isoflop.nn.dispatch import Assignment, to_experts, to_tokens
-from isoflop.nn.experts import experts_in_blocks, experts_of_few
+from isoflop.nn.experts import ExpertsOfFew, experts_in_blocks
 from isoflop.nn.feed_forward import FeedForward, activate
-from isoflop.nn.grouped import can_batch, grouped_matmul, is_plain
+from isoflop.nn.grouped import grouped_matmul
 from isoflop.nn.router import Router
 from isoflop.nn.statistics import ExpertStatistics
 from isoflop.spec import ExpertsSpec, expert_layer_flops
@@ -115,12 +115,12 @@ class MoE(nn.Module):
         else:
             y_ND = self._in_expert_order(x_ND, w_up, w_down, None if gate_last else gates_M, routing.assignment)
         if gate_last:
-            y_ND = to_tokens(self._norm(y_ND) * gates_M[:, None], routing.assignment)
+            y_ND = to_tokens(self.normed(y_ND) * gates_M[:, None], routing.assignment)
         y_BTD = y_ND.view(x_BTD.shape)
         if self.shared is not None:
             y_BTD = y_BTD + self.shared(x_BTD)
         if not gate_last:
-            y_BTD = self._norm(y_BTD)
+            y_BTD = self.normed(y_BTD)
         return y_BTD, routing.statistics
 
     def sample(self, x_BTD: Tensor) -> Tensor:
@@ -129,26 +129,29 @@ class MoE(nn.Module):
         x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
         if (
             torch.is_grad_enabled()
-            or not self._are_few(x_ND.shape[0])
             or compute_dtype(x_BTD) != torch.float32
-            or self.router.is_expert_choice
-            or experts.noop_experts
             or experts.gates_after_norm
-            or not can_batch(x_ND, self.w_up, self.w_down)
-            or not is_plain(self.w_up, self.w_down)
+            or not self.takes_one_by_one(x_ND.shape[0])
+            or not ExpertsOfFew.can_take(x_ND, self.w_up, self.w_down)
         ):
             y_BTD: Tensor = self(x_BTD)[0]
             return y_BTD
         chosen_Nk, gates_Nk = self.router.choices(x_ND)
-        y_ND = experts_of_few(x_ND, self.w_up, self.w_down, gates_Nk, chosen_Nk, self.activation)
+        of_few = ExpertsOfFew(self.w_up, self.w_down, x_ND.shape[0], experts.top_k, self.activation)
+        y_ND = of_few(x_ND, gates_Nk, chosen_Nk)
         y_BTD = y_ND.view(x_BTD.shape)
         if self.shared is not None:
             y_BTD = y_BTD + self.shared(x_BTD)
-        return self._norm(y_BTD)
+        return self.normed(y_BTD)
 
-    def _are_few(self, n_tokens: int) -> bool:
-        """Whether to take rows one by one, which reads weights for each, is faster than to sort them by expert."""
+    def takes_one_by_one(self, n_tokens: int) -> bool:
+        """Whether to take rows one by one, which reads weights for each, is faster than to sort them by expert.
+
+        For token choice among experts that all compute.
+        """
         n_experts, top_k = self.experts.n_experts, self.experts.top_k
+        if self.router.is_expert_choice or self.experts.noop_experts:
+            return False
         met = n_experts * (1 - (1 - top_k / n_experts) ** n_tokens)
         each = self.w_up[0].numel() + self.w_down[0].numel()
         return n_tokens * top_k * each <= _SORTING + _BY_GROUPS * met * each
@@ -164,7 +167,8 @@ class MoE(nn.Module):
         y_MD = grouped_matmul(hidden, w_down, assignment.ends_X)
         return y_MD if gates_M is None else to_tokens(y_MD, assignment)
 
-    def _norm(self, y: Tensor) -> Tensor:
+    def normed(self, y: Tensor) -> Tensor:
+        """The layer's end: the output norm, if it has one."""
         if not self.experts.output_norm:
             return y
         return F.rms_norm(y, y.shape[-1:], self.output_gain.to(y.dtype), self.norm_eps)

@@ -27,12 +27,13 @@ def rotary_tables(
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn each pair (i, i + h/2) of x [..., T, heads, h] by its position's angle; cos, sin [..., T, 1, h]."""
     if not (torch.is_grad_enabled() and x.requires_grad):
-        return _turn(x, cos, sin, 1.0)
+        return turn(x, cos, sin)
     turned: Tensor = _Rotate.apply(x, cos, sin)
     return turned
 
 
-def _turn(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
+def turn(x: Tensor, cos: Tensor, sin: Tensor, sign: float = 1.0) -> Tensor:
+    """`rotate` outside autograd; `sign` −1 turns back."""
     swapped = torch.roll(x, x.shape[-1] // 2, -1)
     return torch.addcmul(x * cos, swapped, sin, value=sign)
 
@@ -43,9 +44,9 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _turn(x, cos, sin, 1.0)
+        return turn(x, cos, sin)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        return _turn(gradients[0], cos, sin, -1.0), None, None
+        return turn(gradients[0], cos, sin, -1.0), None, None

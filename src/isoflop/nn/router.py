@@ -134,16 +134,19 @@ class Router(nn.Module):
 
     def choices(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
         """Token choice alone, for callers without gradients: the k experts of each token and their gates, [N, k]."""
-        router, top_k = self.experts.router, self.experts.top_k
         wide = torch.promote_types(x_ND.dtype, torch.float32)
         with torch.autocast(x_ND.device.type, enabled=False):
-            scores_NX = F.linear(x_ND.to(wide), self.w_XD.to(wide))
-        renormalised = self._renormalises
-        if not renormalised or router.balance == "bias":
-            probabilities_NX = scores_NX.softmax(-1)
-        chosen_Nk = highest(probabilities_NX + self.bias_X if router.balance == "bias" else scores_NX, top_k)
+            return self.choices_by(F.linear(x_ND.to(wide), self.w_XD.to(wide)))
+
+    def choices_by(self, logits_NX: Tensor) -> tuple[Tensor, Tensor]:
+        """`choices` where the logits are there already."""
+        router, top_k = self.experts.router, self.experts.top_k
+        by_bias, renormalised = router.balance == "bias", self._renormalises
+        if by_bias or not renormalised:
+            probabilities_NX = logits_NX.softmax(-1)
+        chosen_Nk = highest(probabilities_NX + self.bias_X if by_bias else logits_NX, top_k)
         if renormalised:
-            return chosen_Nk, scores_NX.gather(1, chosen_Nk).softmax(-1)
+            return chosen_Nk, logits_NX.gather(1, chosen_Nk).softmax(-1)
         return chosen_Nk, probabilities_NX.gather(1, chosen_Nk)
 
     def _computed(self, scores_NX: Tensor) -> Tensor:

@@ -4,16 +4,17 @@ Shapes: B prompts, T tokens of the longest prompt, V vocabulary.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from isoflop.errors import InputError
 from isoflop.nn import Decoder, KVCache
+from isoflop.nn.stepping import FEWEST_STEPS, Stepper
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate(
     model: Decoder,
     prompts: Sequence[Sequence[int]] | Tensor,
@@ -57,17 +58,27 @@ def generate(
     generators = [torch.Generator().manual_seed(prompt_seed) for prompt_seed in seeds]
     new: list[list[int]] = [[] for _ in rows]
     running = [True] * len(rows)
-    for _ in range(max_new_tokens):
-        logits_BV = model(tokens_BT, cache=cache).logits_BTV[:, -1].float()
-        next_tokens = _choose(logits_BV, temperature, top_p, generators)
+    logits_BV = model(tokens_BT, cache=cache).logits_BTV[:, -1]
+    step: Callable[[list[int]], Tensor] | None = None
+    for n_new in range(1, max_new_tokens + 1):
+        next_tokens = _choose(logits_BV.float(), temperature, top_p, generators)
         for index, token in enumerate(next_tokens):
             if running[index]:
                 new[index].append(token)
                 running[index] = token != stop
-        if not any(running):
+        if n_new == max_new_tokens or not any(running):
             break
-        tokens_BT = torch.tensor(next_tokens, device=device)[:, None]
+        step = step or _step(model, cache, len(rows), max_new_tokens - n_new)
+        logits_BV = step(next_tokens)
     return new
+
+
+def _step(model: Decoder, cache: KVCache, batch: int, n_steps: int) -> Callable[[list[int]], Tensor]:
+    """What appends a token to each sequence and returns the logits of the next, [B, V]."""
+    if n_steps >= FEWEST_STEPS and Stepper.suits(model):
+        return Stepper(model, cache, batch)
+    device = model.embedding_VD.device
+    return lambda tokens: model(torch.tensor(tokens, device=device)[:, None], cache=cache).logits_BTV[:, -1]
 
 
 def _choose(logits_BV: Tensor, temperature: float, top_p: float, generators: list[torch.Generator]) -> list[int]:
