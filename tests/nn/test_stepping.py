@@ -66,7 +66,7 @@ def make(experts=None, depth=None, attention=ATTENTION, activation="swiglu", dty
     if model.needs_calibration:
         tokens_BT = torch.randint(0, VOCAB, (32, CONTEXT), generator=generator)
         calibrate_thresholds(model, [tokens_BT])
-    model.decisions = "sampled"
+        model.decisions = "sampled"
     return model
 
 
@@ -204,6 +204,14 @@ def test_other_types_gradients_and_counters_are_left_to_the_modules():
         with FlopCounterMode(display=False):
             assert not Stepper.suits(model)
         assert not Stepper.suits(make(dtype=torch.bfloat16))
+
+
+def test_models_that_decide_as_in_training_are_left_to_the_modules():
+    model = make(EXPERTS["experts choose"], DEPTH["depth"])
+    with torch.inference_mode():
+        assert Stepper.suits(model)
+        model.decisions = "trained"
+        assert not Stepper.suits(model)
 
 
 def test_weights_changed_between_calls_are_seen(monkeypatch):

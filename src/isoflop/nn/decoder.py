@@ -248,6 +248,11 @@ class Decoder(nn.Module):
         self.depth_choice = "causal" if mode == "sampled" else "top_k"
 
     @property
+    def decides_token_by_token(self) -> bool:
+        """Whether no token competes with others for experts or for depth, so that a cache may be used."""
+        return not (self._chooses_in_group or self._looks_ahead)
+
+    @property
     def needs_calibration(self) -> bool:
         """Whether sampling uses thresholds that `calibrate_thresholds` sets."""
         learned = any(router.is_learned for router in self.depth_routers)

@@ -83,7 +83,7 @@ class Stepper:
             and not torch.is_grad_enabled()
             and not torch.is_autocast_enabled("cpu")
             and not is_watched()
-            and model.decisions == "sampled"
+            and model.decides_token_by_token
             and all(type(module) in _KNOWN or _belongs_to_moe(module) for module in model.modules())
             and not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
         )
