@@ -46,7 +46,7 @@ SIZES = (
         "100M",
         models.dense(d_model=768, n_layers=12, d_ff=2048, context=1024, head_dim=64, vocab_size=8192),
         models.dense(d_model=512, n_layers=6, d_ff=1344, context=1024, head_dim=64, vocab_size=8192),
-        12,
+        48,
         1.3,
     ),
 )

@@ -66,6 +66,7 @@ def make(experts=None, depth=None, attention=ATTENTION, activation="swiglu", dty
     if model.needs_calibration:
         tokens_BT = torch.randint(0, VOCAB, (32, CONTEXT), generator=generator)
         calibrate_thresholds(model, [tokens_BT])
+    if experts or depth:
         model.decisions = "sampled"
     return model
 
@@ -81,7 +82,7 @@ def both(model, batch=5, padded=True, wrap=contextlib.nullcontext):
     for stepped in (False, True):
         cache = KVCache(model.spec, batch, 6 + STEPS, padding_B=padding_B, dtype=model.embedding_VD.dtype)
         model(prompt_BT, cache=cache)
-        step = Stepper(model, cache, batch) if stepped else None
+        step = Stepper(model, cache, n_steps=STEPS) if stepped else None
         each = [
             model(next_B[:, None], cache=cache).logits_BTV[:, -1] if step is None else step(next_B.tolist())
             for next_B in next_BT.T
@@ -128,12 +129,14 @@ def test_every_attention_and_feed_forward(attention, activation):
 @pytest.mark.parametrize("experts", ["", "finer", "shared", "bias", "one a token, no norm"])
 @pytest.mark.parametrize("batch", [1, 5])
 def test_float32_takes_the_fast_products(experts, batch, monkeypatch):
+    monkeypatch.setattr(stepping, "_FEWEST_REORDERED", 1)
     monkeypatch.setattr(stepping, "_SMALL", 100)  # reordered where oneDNN can, else torch's own
     check(make(EXPERTS[experts], DEPTH["depth"], dtype=torch.float32), 1e-4, batch=batch)
 
 
 def test_no_more_memory_than_allowed(monkeypatch):
     monkeypatch.setattr(stepping, "_SMALL", 0)
+    monkeypatch.setattr(stepping, "_FEWEST_REORDERED", 1)
     monkeypatch.setattr(stepping, "_MOST_BYTES", 3000)
     made = []
     reordered = stepping._onednn.reordered
@@ -146,7 +149,7 @@ def test_a_full_cache_and_a_wrong_batch_are_refused():
     model = make()
     with torch.inference_mode():
         cache = KVCache(model.spec, 2, 1, dtype=torch.float64)
-        step = Stepper(model, cache, 2)
+        step = Stepper(model, cache)
         step([1, 2])
         with pytest.raises(InputError, match="holds 1 of at most 1"):
             step([1, 2])
@@ -215,11 +218,12 @@ def test_models_that_decide_as_in_training_are_left_to_the_modules():
 
 
 def test_weights_changed_between_calls_are_seen(monkeypatch):
+    monkeypatch.setattr(stepping, "_FEWEST_REORDERED", 1)
     monkeypatch.setattr(stepping, "_SMALL", 100)
     model = make(dtype=torch.float32)
-    first = generate(model, [[1, 2], [3]], max_new_tokens=20, temperature=0)
+    first = generate(model, [[1, 2], [3], [4], [5]], max_new_tokens=20, temperature=0)
     before = model.head_VD.detach().clone()
     model.head_VD.data.neg_()  # what no version counter sees
-    assert generate(model, [[1, 2], [3]], max_new_tokens=20, temperature=0) != first
+    assert generate(model, [[1, 2], [3], [4], [5]], max_new_tokens=20, temperature=0) != first
     model.head_VD.data.copy_(before)
-    assert generate(model, [[1, 2], [3]], max_new_tokens=20, temperature=0) == first
+    assert generate(model, [[1, 2], [3], [4], [5]], max_new_tokens=20, temperature=0) == first

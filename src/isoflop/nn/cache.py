@@ -64,6 +64,11 @@ class KVCache:
         self._values = [torch.zeros(shape, device=device, dtype=dtype) for shape in shapes]
 
     @property
+    def batch(self) -> int:
+        """Sequences."""
+        return self._keys[0].shape[0]
+
+    @property
     def bytes(self) -> int:
         """Memory of all keys and values."""
         return sum(part.numel() * part.element_size() for part in (*self._keys, *self._values))
@@ -124,8 +129,8 @@ class KVCache:
 
     def check(self, batch: int, n_new: int) -> None:
         """Raise InputError unless `n_new` more tokens of `batch` sequences fit."""
-        if batch != self._keys[0].shape[0]:
-            raise InputError(f"tokens_BT has {batch} sequences; the cache was made for {self._keys[0].shape[0]}.")
+        if batch != self.batch:
+            raise InputError(f"tokens_BT has {batch} sequences; the cache was made for {self.batch}.")
         if self.length + n_new > self.capacity:
             raise InputError(
                 f"tokens_BT brings {n_new} tokens; the cache holds {self.length} of at most {self.capacity}."

@@ -12,12 +12,6 @@ from torch import Tensor
 from isoflop.nn import _onednn
 from isoflop.nn.grouped import is_watched
 
-_FEW: Final = 8
-"""Up to so many rows W·xᵀ is the faster product on x86 (MKL), with two rows 2.7 times as fast; for a wide W up to 3."""
-
-_LARGE: Final = 2**18
-"""Elements of a weight from which on reading it is what a product with few rows costs."""
-
 _WORTH: Final = 2**21
 """Multiplications from which on oneDNN's faster kernels outweigh its dearer call."""
 
@@ -32,24 +26,13 @@ def linear(x: Tensor, w_FD: Tensor) -> Tensor:
     """x·Wᵀ, [..., D] → [..., F].
 
     For many rows in float32 that is oneDNN on processors that MKL does not know well (see _onednn).
-
-    While sampling on the CPU a few rows meet each weight, and reading the weights is all that it costs. BLAS does so at
-    full speed for W·xᵀ with two rows or more, and not for x·Wᵀ (with one row that holds for Intel's processors alone).
     """
     if x.device.type != "cpu" or is_watched():
         return F.linear(x, w_FD)
     n_rows = x.numel() // x.shape[-1]
-    if _is_faster_by_onednn(x, w_FD, n_rows):
-        y_NF: Tensor = _Product.apply(x.reshape(n_rows, x.shape[-1]), w_FD)
-        return y_NF.view(*x.shape[:-1], w_FD.shape[0])
-    few = _FEW if w_FD.shape[0] >= w_FD.shape[1] else 3
-    one_is_slow = n_rows == 1 and _onednn.is_intel()
-    if w_FD.numel() < _LARGE or torch.is_grad_enabled() or not (one_is_slow or 1 < n_rows <= few):
+    if not _is_faster_by_onednn(x, w_FD, n_rows):
         return F.linear(x, w_FD)
-    x_ND = x.reshape(n_rows, x.shape[-1])
-    if n_rows == 1:
-        x_ND = torch.cat((x_ND, x_ND))
-    y_NF = torch.mm(w_FD, x_ND.t()).t()[:n_rows].contiguous()
+    y_NF: Tensor = _Product.apply(x.reshape(n_rows, x.shape[-1]), w_FD)
     return y_NF.view(*x.shape[:-1], w_FD.shape[0])
 
 

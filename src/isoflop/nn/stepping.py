@@ -38,6 +38,9 @@ _SMALL: Final = 2**19
 _MOST_BYTES: Final = 2**31
 """Of reordered weights."""
 
+_FEWEST_REORDERED: Final = 16
+"""Steps from which on reordering pays for itself."""
+
 _MOST_ROWS: Final = 128
 """Rows of a product up to which reordered weights are the faster ones for certain."""
 
@@ -48,14 +51,15 @@ class Stepper:
     """A model's next-token logits for one new token of each sequence of a cache; see `suits`.
 
     The model must not change while it lives. Beside small matrices it holds a second copy of at most 2 GiB of weights
-    (where the batch has 2 to 128 sequences).
+    (for some to 128 sequences and 16 steps or more).
     """
 
-    def __init__(self, model: Decoder, cache: KVCache, batch: int) -> None:
+    def __init__(self, model: Decoder, cache: KVCache, *, n_steps: int = FEWEST_STEPS) -> None:
+        """`n_steps`: how many steps are to be expected."""
         spec = model.spec
-        self.model, self.cache, self.batch = model, cache, batch
+        self.model, self.cache, self.batch = model, cache, cache.batch
         self._eps = _eps(spec.norm_eps, spec.d_model, model.embedding_VD)
-        arrange = _Arranger(batch)
+        arrange = _Arranger(self.batch, n_steps)
         self._cos, self._sin = model.rotary(model.embedding_VD.device)
         self._blocks = [_Block(block, self, arrange) for block in model.blocks if isinstance(block, Block)]
         head_VD = model.embedding_VD if spec.tied_head else model.head_VD
@@ -138,9 +142,10 @@ def _eps(norm_eps: float, width: int, like: Tensor) -> Tensor:
 class _Arranger:
     """Makes products out of matrices, and counts the memory that they take."""
 
-    def __init__(self, batch: int) -> None:
+    def __init__(self, batch: int, n_steps: int) -> None:
         self.batch = batch
-        self.left = _MOST_BYTES
+        several = batch >= (4 if _onednn.is_intel() else 2)  # MKL reads as fast for 3 rows as for 1, on Intel's alone
+        self.left = _MOST_BYTES if several and batch <= _MOST_ROWS and n_steps >= _FEWEST_REORDERED else 0
 
     def __call__(self, w_FD: Tensor, gain_D: Tensor | None = None) -> _Step:
         """x ↦ x·Wᵀ; with the gain of a norm for x from `Stepper.unit`: then the norm's end belongs to it."""
@@ -149,7 +154,7 @@ class _Arranger:
             w_DF = (w_FD if factor_D is None else w_FD * factor_D).t().contiguous()
             return lambda x_BD: torch.mm(x_BD, w_DF)
         size = w_FD.numel() * w_FD.element_size()
-        if 2 <= self.batch <= _MOST_ROWS and size <= self.left and _onednn.can_reorder(w_FD):
+        if size <= self.left and _onednn.can_reorder(w_FD):
             self.left -= size
             reordered = _onednn.reordered(w_FD if factor_D is None else w_FD * factor_D, self.batch)
             return lambda x_BD: _onednn.product(x_BD, reordered)

@@ -68,15 +68,15 @@ def generate(
                 running[index] = token != stop
         if n_new == max_new_tokens or not any(running):
             break
-        step = step or _step(model, cache, len(rows), max_new_tokens - n_new)
+        step = step or _step(model, cache, max_new_tokens - n_new)
         logits_BV = step(next_tokens)
     return new
 
 
-def _step(model: Decoder, cache: KVCache, batch: int, n_steps: int) -> Callable[[list[int]], Tensor]:
+def _step(model: Decoder, cache: KVCache, n_steps: int) -> Callable[[list[int]], Tensor]:
     """What appends a token to each sequence and returns the logits of the next, [B, V]."""
     if n_steps >= FEWEST_STEPS and Stepper.suits(model):
-        return Stepper(model, cache, batch)
+        return Stepper(model, cache, n_steps=n_steps)
     device = model.embedding_VD.device
     return lambda tokens: model(torch.tensor(tokens, device=device)[:, None], cache=cache).logits_BTV[:, -1]
 
