@@ -100,6 +100,14 @@ def test_cached_logits_equal_uncached_ones(name, steps):
     torch.testing.assert_close(torch.cat(pieces, 1), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_the_last_position_alone_has_the_logits_of_the_last_of_all():
+    model = Decoder(make_spec("token_choice"), dtype=torch.float64)
+    tokens_BT = torch.randint(0, VOCABULARY, (3, 7))
+    every, last = model(tokens_BT).logits_BTV, model(tokens_BT, last_only=True).logits_BTV
+    assert last.shape == (3, 1, VOCABULARY)
+    torch.testing.assert_close(last, every[:, -1:], rtol=1e-12, atol=1e-12)
+
+
 def test_cache_takes_the_bytes_that_the_accounting_says():
     spec = SPECS["dense"]
     cache = KVCache(spec, 1, CONTEXT)

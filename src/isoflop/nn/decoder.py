@@ -99,8 +99,10 @@ class Decoder(nn.Module):
             )
         self._rotary: tuple[Tensor, Tensor] | None = None
 
-    def forward(self, tokens_BT: Tensor, *, cache: KVCache | None = None) -> DecoderOutput:
+    def forward(self, tokens_BT: Tensor, *, cache: KVCache | None = None, last_only: bool = False) -> DecoderOutput:
         """Return next-token logits for every position; with a cache, `tokens_BT` follow the cached ones.
+
+        With `last_only` the logits are those of the last position alone, [B, 1, V], which is all that sampling needs.
 
         Raises InputError if T exceeds the context (or the cache), or if a model whose tokens compete for experts or for
         depth is given a cache while it decides as in training.
@@ -125,6 +127,8 @@ class Decoder(nn.Module):
                 depth.append(of_depth)
         if cache is not None:
             cache.length += length
+        if last_only:
+            x_BTD = x_BTD[:, -1:]
         return DecoderOutput(self.head(x_BTD), tuple(experts), tuple(depth))
 
     def _place(self, tokens_BT: Tensor, cache: KVCache | None) -> Place:

@@ -58,7 +58,7 @@ def generate(
     generators = [torch.Generator().manual_seed(prompt_seed) for prompt_seed in seeds]
     new: list[list[int]] = [[] for _ in rows]
     running = [True] * len(rows)
-    logits_BV = model(tokens_BT, cache=cache).logits_BTV[:, -1]
+    logits_BV = model(tokens_BT, cache=cache, last_only=True).logits_BTV[:, 0]
     step: Callable[[list[int]], Tensor] | None = None
     for n_new in range(1, max_new_tokens + 1):
         next_tokens = _choose(logits_BV.float(), temperature, top_p, generators)
