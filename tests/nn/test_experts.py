@@ -23,7 +23,7 @@ SIZES = ([3, 0, 5, 1], [7], [0, 0, 4], [1, 1, 1, 1, 1], [33, 0, 64, 31])
 def product(request, monkeypatch):
     """All ways of multiplying; the batched one where torch has MKL."""
     monkeypatch.setattr(_onednn, "is_preferred", lambda: request.param == "onednn")
-    monkeypatch.setattr(grouped, "_WORTH", 0)
+    monkeypatch.setattr(grouped._onednn, "WORTH", 0)
     if request.param == "onednn":
         if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
             pytest.skip("torch has no oneDNN here")

@@ -29,7 +29,8 @@ def by_onednn(monkeypatch):
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         pytest.skip("torch has no oneDNN here")
     monkeypatch.setattr(_onednn, "is_preferred", lambda: True)
-    for name in ("_WORTH", "_MANY", "_WIDE"):
+    monkeypatch.setattr(_onednn, "WORTH", 0)
+    for name in ("_MANY", "_WIDE"):
         monkeypatch.setattr(module, name, 0)
     ran = []
     apply = module._Product.apply

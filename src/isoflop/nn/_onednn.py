@@ -6,9 +6,13 @@ which torch holds as well, uses it, and is twice as fast there.
 
 from functools import cache
 from pathlib import Path
+from typing import Final
 
 import torch
 from torch import Tensor
+
+WORTH: Final = 2**21
+"""Multiplications of one product from which on oneDNN's faster kernels outweigh its dearer call."""
 
 
 @cache
@@ -37,6 +41,7 @@ def can_reorder(w_FD: Tensor) -> bool:
         w_FD.dtype == torch.float32
         and w_FD.device.type == "cpu"
         and torch.backends.mkldnn.is_available()
+        and bool(torch.backends.mkldnn.enabled)
         and torch.backends.cpu.get_cpu_capability().startswith("AVX")
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")

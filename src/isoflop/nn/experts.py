@@ -61,11 +61,13 @@ class ExpertsOfFew:
     it lives. Only where `can_take` says so.
     """
 
-    def __init__(self, w_up_XDH: Tensor, w_down_XFD: Tensor, n_tokens: int, top_k: int, activation: Activation) -> None:
-        places_M = np.arange(n_tokens * top_k)
+    def __init__(
+        self, w_up_XDH: Tensor, w_down_XFD: Tensor, most_tokens: int, top_k: int, activation: Activation
+    ) -> None:
+        places_M = np.arange(most_tokens * top_k)
         self._up = LoneRows(w_up_XDH, places_M // top_k)
         self._down = LoneRows(w_down_XFD, places_M)
-        self._activation, self._shape = activation, (n_tokens, top_k, w_down_XFD.shape[2])
+        self._activation = activation
 
     @staticmethod
     def can_take(x_ND: Tensor, w_up_XDH: Tensor, w_down_XFD: Tensor) -> bool:
@@ -76,7 +78,7 @@ class ExpertsOfFew:
         """Σ over a token's experts of gate · act(x · w_up) · w_down, [N, D]."""
         which_M = experts_Nk.reshape(-1).numpy()
         h_MF = activate(self._up(x_ND, which_M), self._activation) * gates_Nk.reshape(-1, 1)
-        return self._down(h_MF, which_M).view(self._shape).sum(1)
+        return self._down(h_MF, which_M).view(*experts_Nk.shape, -1).sum(1)
 
 
 class _Block(NamedTuple):

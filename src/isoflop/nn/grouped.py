@@ -17,12 +17,11 @@ from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from isoflop.nn import _onednn
+from isoflop.nn._plain import are_plain
 
 _ROW_MAJOR: Final = 101  # of <cblas.h>
 _PLAIN: Final = 111
 _TRANSPOSED: Final = 112
-_WORTH: Final = 2**21
-"""Multiplications of one product from which on oneDNN's faster kernels outweigh its dearer call."""
 _ROUND: Final = 32
 """Numbers of rows that oneDNN meets are multiples of this."""
 SLACK: Final = _ROUND - 1
@@ -120,7 +119,7 @@ class RowGroups:
     def _is_for_onednn(self, w_XIO: Tensor, *rows: Tensor) -> bool:
         """Whether oneDNN is faster at products of the mean group with such matrices."""
         return (
-            self.n_rows * w_XIO.shape[1] * w_XIO.shape[2] >= _WORTH * max(1, len(self._filled))
+            self.n_rows * w_XIO.shape[1] * w_XIO.shape[2] >= _onednn.WORTH * max(1, len(self._filled))
             and _onednn.is_preferred()
             and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in (w_XIO, *rows))
             and not is_watched()
@@ -166,40 +165,46 @@ def _layout(tensor: Tensor) -> tuple[int, int] | None:
 class LoneRows:
     """Products of single rows, each with a matrix of its own, for fewer rows than there are matrices.
 
-    The weights must stay where they are while it lives, and each call overwrites what the one before returned.
+    The matrices must stay where they are while it lives, and each call overwrites what the one before returned.
     """
 
     def __init__(self, w_XIO: Tensor, rows_M: np.ndarray) -> None:
-        """Product m takes row rows[m] of x. Only where `can_take` says so."""
+        """Product m takes row rows[m] of x; a call may make the first of them alone. Only where `can_take` says so."""
         call = _sgemm_batch()
         assert call is not None
-        (_, length, width), count = w_XIO.shape, len(rows_M)
-        self._call = call
-        self._out_MO = w_XIO.new_empty(count, width)
-        self._width_in, self._offsets_M = length, rows_M * (length * _ITEM)
-        self._first, self._step = w_XIO.data_ptr(), w_XIO.stride(0) * _ITEM
-        self._a, self._b = np.empty(count, np.int64), np.empty(count, np.int64)
-        self._c = self._out_MO.data_ptr() + np.arange(count) * (width * _ITEM)
-        lda, ldb = length, max(w_XIO.stride(1), width)
-        sizes = [ctypes.byref(ctypes.c_int(n)) for n in (_PLAIN, _PLAIN, 1, width, length, lda, ldb, width, count)]
+        (_, length, width), most = w_XIO.shape, len(rows_M)
+        self._call, self._w_XIO, self._rows_M = call, w_XIO.detach(), rows_M
+        self._out_MO = w_XIO.new_empty(most, width)
+        self._offsets_M = rows_M * (length * _ITEM)
+        self._a, self._b = np.empty(most, np.int64), np.empty(most, np.int64)
+        self._c = self._out_MO.data_ptr() + np.arange(most) * (width * _ITEM)
+        self._count = ctypes.c_int(most)
+        numbers = (_PLAIN, _PLAIN, 1, width, length, length, max(w_XIO.stride(1), width), width)
+        sizes = [ctypes.byref(ctypes.c_int(number)) for number in numbers]
         one, zero = (ctypes.byref(ctypes.c_float(number)) for number in (1.0, 0.0))
         a, b, c = map(_pointer, (self._a, self._b, self._c))
-        self._arguments = (_ROW_MAJOR, *sizes[:5], one, a, sizes[5], b, sizes[6], zero, c, sizes[7], 1, sizes[8])
+        count = ctypes.byref(self._count)
+        self._arguments = (_ROW_MAJOR, *sizes[:5], one, a, sizes[5], b, sizes[6], zero, c, sizes[7], 1, count)
 
     @staticmethod
     def can_take(*tensors: Tensor) -> bool:
         """Whether there is such a product for these rows and matrices."""
-        return can_batch(*tensors) and all(_layout(each) is not None and _layout(each)[0] == _PLAIN for each in tensors)  # type: ignore[index]
+        layouts = [_layout(tensor) for tensor in tensors]
+        return can_batch(*tensors) and all(layout is not None and layout[0] == _PLAIN for layout in layouts)
 
     def __call__(self, x_NI: Tensor, which_M: np.ndarray) -> Tensor:
         """out[m] = x[rows[m]] · w[which[m]], [M, O]."""
+        count = len(which_M)
         x_NI = x_NI.contiguous()
-        assert x_NI.shape[1] == self._width_in
-        np.add(self._offsets_M, x_NI.data_ptr(), out=self._a)
-        np.multiply(which_M, self._step, out=self._b)
-        self._b += self._first
+        assert x_NI.dtype == torch.float32
+        assert x_NI.shape[1] == self._w_XIO.shape[1]
+        assert x_NI.shape[0] > self._rows_M[count - 1]
+        np.add(self._offsets_M[:count], x_NI.data_ptr(), out=self._a[:count])
+        np.multiply(which_M, self._w_XIO.stride(0) * _ITEM, out=self._b[:count])
+        self._b += self._w_XIO.data_ptr()
+        self._count.value = count
         self._call(*self._arguments)
-        return self._out_MO
+        return self._out_MO[:count]
 
 
 def _pointer(array: np.ndarray) -> ctypes.c_void_p:
@@ -212,12 +217,8 @@ def is_watched() -> bool:
 
 
 def can_batch(*tensors: Tensor) -> bool:
-    """Whether there is a batched product for these tensors: not empty, on the CPU, in float32."""
-    return (
-        not is_watched()
-        and all(t.dtype == torch.float32 and t.device.type == "cpu" and t.numel() for t in tensors)
-        and _sgemm_batch() is not None
-    )
+    """Whether there is a batched product for these tensors: not empty, on the CPU, in float32, torch's own."""
+    return not is_watched() and are_plain(*tensors) and _sgemm_batch() is not None
 
 
 @cache

@@ -12,9 +12,6 @@ from torch import Tensor
 from isoflop.nn import _onednn
 from isoflop.nn.grouped import is_watched
 
-_WORTH: Final = 2**21
-"""Multiplications from which on oneDNN's faster kernels outweigh its dearer call."""
-
 _MANY: Final = 128
 """Rows from which on it may order W anew for every product, and make a kernel for their number."""
 
@@ -39,7 +36,7 @@ def linear(x: Tensor, w_FD: Tensor) -> Tensor:
 def _is_faster_by_onednn(x: Tensor, w_FD: Tensor, n_rows: int) -> bool:
     return (
         n_rows >= _MANY
-        and n_rows * w_FD.numel() >= _WORTH
+        and n_rows * w_FD.numel() >= _onednn.WORTH
         and x.dtype == w_FD.dtype == torch.float32
         and _onednn.is_preferred()
         and not torch.is_autocast_enabled("cpu")
@@ -50,9 +47,12 @@ class _Product(torch.autograd.Function):
     """x·Wᵀ, and both gradients by products of the same kind."""
 
     @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, w_FD: Tensor) -> Tensor:
-        ctx.save_for_backward(x_ND, w_FD)
+    def forward(x_ND: Tensor, w_FD: Tensor) -> Tensor:
         return _onednn.product(x_ND, w_FD)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:

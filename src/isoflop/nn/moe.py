@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from isoflop.errors import InputError
 from isoflop.nn._init import compute_dtype, gain, truncated_normal
+from isoflop.nn._plain import is_plain
 from isoflop.nn.dispatch import Assignment, to_experts, to_tokens
 from isoflop.nn.experts import ExpertsOfFew, experts_in_blocks
 from isoflop.nn.feed_forward import FeedForward, activate
@@ -129,6 +130,8 @@ class MoE(nn.Module):
         x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
         if (
             torch.is_grad_enabled()
+            or not is_plain(self, MoE)
+            or not is_plain(self.router, Router)
             or compute_dtype(x_BTD) != torch.float32
             or experts.gates_after_norm
             or not self.takes_one_by_one(x_ND.shape[0])
@@ -153,7 +156,7 @@ class MoE(nn.Module):
         if self.router.is_expert_choice or self.experts.noop_experts:
             return False
         met = n_experts * (1 - (1 - top_k / n_experts) ** n_tokens)
-        each = self.w_up[0].numel() + self.w_down[0].numel()
+        each = (self.w_up.numel() + self.w_down.numel()) // n_experts
         return n_tokens * top_k * each <= _SORTING + _BY_GROUPS * met * each
 
     def _in_expert_order(

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isoflop.nn import _onednn
+from isoflop.nn._plain import is_plain
 from isoflop.nn.attention import Attention
 from isoflop.nn.block import Block, Place
 from isoflop.nn.cache import FEW_SEQUENCES, KVCache
@@ -28,15 +29,16 @@ from isoflop.nn.feed_forward import FeedForward, activate
 from isoflop.nn.grouped import is_watched
 from isoflop.nn.moe import MoE
 from isoflop.nn.rotary import turn
+from isoflop.nn.router import Router
 
-FEWEST_STEPS: Final = 8
+FEWEST_STEPS: Final = 4
 """Steps from which on arranging the weights is worth its time."""
 
 _SMALL: Final = 2**19
 """Elements up to which a matrix is copied; larger ones are reordered or left as they are."""
 
 _MOST_BYTES: Final = 2**31
-"""Of reordered weights."""
+"""Of copies, reordered or not."""
 
 _FEWEST_REORDERED: Final = 16
 """Steps from which on reordering pays for itself."""
@@ -50,15 +52,16 @@ _Step = Callable[[Tensor], Tensor]
 class Stepper:
     """A model's next-token logits for one new token of each sequence of a cache; see `suits`.
 
-    The model must not change while it lives. Beside small matrices it holds a second copy of at most 2 GiB of weights
-    (for some to 128 sequences and 16 steps or more).
+    The model must not change while it lives: some weights are read where they are, some were copied. Copies take at
+    most 2 GiB: of small matrices always, of large ones for 4 (on AMD's processors 2) to 128 sequences and 16 steps or
+    more.
     """
 
     def __init__(self, model: Decoder, cache: KVCache, *, n_steps: int = FEWEST_STEPS) -> None:
         """`n_steps`: how many steps are to be expected."""
         spec = model.spec
         self.model, self.cache, self.batch = model, cache, cache.batch
-        self._eps = _eps(spec.norm_eps, spec.d_model, model.embedding_VD)
+        self._eps = _length_of_eps(spec.norm_eps, spec.d_model, model.embedding_VD)
         arrange = _Arranger(self.batch, n_steps)
         self._cos, self._sin = model.rotary(model.embedding_VD.device)
         self._blocks = [_Block(block, self, arrange) for block in model.blocks if isinstance(block, Block)]
@@ -76,29 +79,31 @@ class Stepper:
 
     @staticmethod
     def suits(model: Decoder) -> bool:
-        """Whether a stepper can stand for the model: its modules are this package's own, without hooks, in float32 or
-        float64 on the CPU, nothing counts or compiles operations, and no gradient is asked for."""
+        """Whether a stepper can stand for the model (and a cache of its type): all modules are this package's own and
+        plain (`is_plain`), in float32 or float64 on the CPU, nothing counts or compiles operations, and no gradient is
+        asked for."""
         dtype = model.embedding_VD.dtype
         return (
-            type(model) is Decoder
-            and model.embedding_VD.device.type == "cpu"
-            and dtype in (torch.float32, torch.float64)
-            and all(parameter.dtype == dtype and type(parameter) is nn.Parameter for parameter in model.parameters())
+            dtype in (torch.float32, torch.float64)
+            and all(each.dtype == dtype and each.device.type == "cpu" for each in model.parameters())
             and not torch.is_grad_enabled()
             and not torch.is_autocast_enabled("cpu")
             and not is_watched()
+            and all(is_plain(module, *_KNOWN) for module in model.modules())
+            and "head" not in vars(model)
+            and all(
+                getattr(module, "norm_eps", model.spec.norm_eps) == model.spec.norm_eps for module in model.modules()
+            )
             and model.decides_token_by_token
-            and all(type(module) in _KNOWN or _belongs_to_moe(module) for module in model.modules())
-            and not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
         )
 
     def __call__(self, tokens_B: Sequence[int]) -> Tensor:
         """Append one token to each sequence and return the logits of the next, [B, V].
 
-        Raises InputError if the cache is full.
+        Raises InputError if the cache is full or made for another number of sequences.
         """
         cache, model = self.cache, self.model
-        cache.check(self.batch, 1)
+        cache.check(len(tokens_B), 1)
         self.tokens_B1 = torch.tensor(tokens_B)[:, None]
         length = cache.length
         if cache.padding_B is None:
@@ -117,7 +122,7 @@ class Stepper:
 
     def unit(self, x_BD: Tensor) -> Tensor:
         """x / (sqrt(D) · its root mean square): RMSNorm but for the gain and a factor, which the next matrix holds."""
-        return x_BD / torch.hypot(torch.linalg.vector_norm(x_BD, dim=-1, keepdim=True), self._eps)
+        return _unit(x_BD, self._eps)
 
     def place(self) -> Place:
         """Where the new tokens stand, for blocks that are asked as modules."""
@@ -126,17 +131,16 @@ class Stepper:
         return self._place
 
 
-def _belongs_to_moe(module: nn.Module) -> bool:
-    """The parts of an MoE layer, which is called as a module."""
-    return type(module).__module__ == "isoflop.nn.router"
+_KNOWN: Final = (Decoder, Block, Attention, FeedForward, MoE, Router, DepthRouter, nn.ModuleList)
 
 
-_KNOWN: Final = {Decoder, Block, Attention, FeedForward, MoE, DepthRouter, nn.ModuleList}
-
-
-def _eps(norm_eps: float, width: int, like: Tensor) -> Tensor:
+def _length_of_eps(norm_eps: float, width: int, like: Tensor) -> Tensor:
     """sqrt(eps · width): the length of x with it is sqrt(width · (mean square of x + eps))."""
     return like.new_tensor(math.sqrt(norm_eps * width))
+
+
+def _unit(x: Tensor, length_of_eps: Tensor) -> Tensor:
+    return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), length_of_eps)
 
 
 class _Arranger:
@@ -145,22 +149,26 @@ class _Arranger:
     def __init__(self, batch: int, n_steps: int) -> None:
         self.batch = batch
         several = batch >= (4 if _onednn.is_intel() else 2)  # MKL reads as fast for 3 rows as for 1, on Intel's alone
-        self.left = _MOST_BYTES if several and batch <= _MOST_ROWS and n_steps >= _FEWEST_REORDERED else 0
+        self.reorders = several and batch <= _MOST_ROWS and n_steps >= _FEWEST_REORDERED
+        self.left = _MOST_BYTES
 
     def __call__(self, w_FD: Tensor, gain_D: Tensor | None = None) -> _Step:
         """x ↦ x·Wᵀ; with the gain of a norm for x from `Stepper.unit`: then the norm's end belongs to it."""
         factor_D = None if gain_D is None else gain_D * math.sqrt(w_FD.shape[1])
-        if w_FD.numel() <= _SMALL:
+        size = w_FD.numel() * w_FD.element_size()
+        fits = size <= self.left
+        if fits and w_FD.numel() <= _SMALL:
+            pass
             w_DF = (w_FD if factor_D is None else w_FD * factor_D).t().contiguous()
             return lambda x_BD: torch.mm(x_BD, w_DF)
-        size = w_FD.numel() * w_FD.element_size()
-        if size <= self.left and _onednn.can_reorder(w_FD):
-            self.left -= size
-            reordered = _onednn.reordered(w_FD if factor_D is None else w_FD * factor_D, self.batch)
-            return lambda x_BD: _onednn.product(x_BD, reordered)
+        product: Callable[[Tensor, Tensor], Tensor] = F.linear
+        w = w_FD
+        if fits and self.reorders and _onednn.can_reorder(w_FD):
+            pass
+            product, w = _onednn.product, _onednn.reordered(w_FD, self.batch)
         if factor_D is None:
-            return lambda x_BD: F.linear(x_BD, w_FD)
-        return lambda x_BD: F.linear(x_BD * factor_D, w_FD)
+            return lambda x_BD: product(x_BD, w)
+        return lambda x_BD: product(x_BD * factor_D, w)
 
 
 class _Block:
@@ -168,6 +176,11 @@ class _Block:
 
     def __init__(self, block: Block, stepper: Stepper, arrange: _Arranger) -> None:
         self.block, self.stepper, self.layer = block, stepper, block.layer
+        router = block.depth_router
+        self.router: DepthRouter | None = router
+        self.as_module = router is not None and not block.routes_feed_forward_only and stepper.batch > FEW_SEQUENCES
+        if self.as_module:
+            return
         attention, feed_forward = block.attention, block.feed_forward
         spec = attention.spec
         self.n_q, self.n_kv, self.head_dim = spec.n_heads, spec.kv_heads, spec.head_dim
@@ -177,15 +190,12 @@ class _Block:
         if spec.qk_norm:
             gains = (attention.q_gain.expand(self.n_q, -1), attention.k_gain.expand(self.n_kv, -1))
             self.head_gains = torch.cat(gains) * math.sqrt(self.head_dim)
-            self.head_eps = _eps(block.norm_eps, self.head_dim, attention.w_qkv)
+            self.head_eps = _length_of_eps(block.norm_eps, self.head_dim, attention.w_qkv)
         self.fed: _Step = (
             _dense(feed_forward, block.feed_forward_gain, arrange)
             if isinstance(feed_forward, FeedForward)
             else _Experts(feed_forward, block.feed_forward_gain, stepper, arrange)
         )
-        router = block.depth_router
-        self.router: DepthRouter | None = router
-        self.as_module = router is not None and not block.routes_feed_forward_only and stepper.batch > FEW_SEQUENCES
         self.scores: _Step | None = None
         if router is not None and router.is_learned:
             self.scores = _scores(router)
@@ -216,8 +226,7 @@ class _Block:
         qkv = self.qkv(unit_BD).view(unit_BD.shape[0], n_turned + self.n_kv, self.head_dim)
         turned = qkv[:, :n_turned]
         if self.head_gains is not None:
-            lengths = torch.hypot(torch.linalg.vector_norm(turned, dim=-1, keepdim=True), self.head_eps)
-            turned = turned / lengths * self.head_gains
+            turned = _unit(turned, self.head_eps) * self.head_gains
         turned = turn(turned, cos, sin)
         return turned[:, : self.n_q], turned[:, self.n_q :], qkv[:, n_turned:]
 
@@ -287,10 +296,11 @@ class _Experts:
         self.most = stepper.batch if can_take and not layer.experts.gates_after_norm else 0
         while self.most and not layer.takes_one_by_one(self.most):
             self.most //= 2
-        if self.most:
-            self.logits = arrange(layer.router.w_XD, gain_D)
+        if self.most == 0:
+            return
+        self.logits = arrange(layer.router.w_XD, gain_D)
+        self.of_few = ExpertsOfFew(layer.w_up, layer.w_down, self.most, layer.experts.top_k, layer.activation)
         self.shared = None if layer.shared is None else _dense(layer.shared, gain_D, arrange)
-        self.of_few: dict[int, ExpertsOfFew] = {}
 
     def __call__(self, unit_AD: Tensor) -> Tensor:
         layer, n_tokens = self.layer, unit_AD.shape[0]
@@ -298,11 +308,7 @@ class _Experts:
         if n_tokens > self.most:
             return layer.sample(x_AD[:, None])[:, 0]
         chosen_Ak, gates_Ak = layer.router.choices_by(self.logits(unit_AD))
-        if n_tokens not in self.of_few:
-            self.of_few[n_tokens] = ExpertsOfFew(
-                layer.w_up, layer.w_down, n_tokens, layer.experts.top_k, layer.activation
-            )
-        y_AD = self.of_few[n_tokens](x_AD, gates_Ak, chosen_Ak)
+        y_AD = self.of_few(x_AD, gates_Ak, chosen_Ak)
         if self.shared is not None:
             y_AD = y_AD + self.shared(unit_AD)
         return layer.normed(y_AD)

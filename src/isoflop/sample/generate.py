@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from isoflop.errors import InputError
+from isoflop.errors import InputError, RunError
 from isoflop.nn import Decoder, KVCache
 from isoflop.nn.stepping import FEWEST_STEPS, Stepper
 
@@ -34,9 +34,12 @@ def generate(
     seeded by `seed` and its place in the list, so its draws do not depend on its companions. A sequence ends after the
     token `stop`, which is included.
 
-    Raises InputError for an empty prompt, ids outside the vocabulary, more tokens than the model's context, a bad
-    temperature, top_p or seed, and for a model whose experts or depth routers still decide as in training (set
-    `model.decisions = "sampled"`; trained runs are calibrated, others want `calibrate_thresholds` first).
+    On the CPU weights are arranged for sampling while it runs, in copies of at most 2 GiB (`isoflop.nn.stepping`).
+
+    Raises RunError if logits are not finite, and InputError for an empty prompt, ids outside the vocabulary, more
+    tokens than the model's context, a bad temperature, top_p or seed, and for a model whose experts or depth routers
+    still decide as in training (set `model.decisions = "sampled"`; trained runs are calibrated, others want
+    `calibrate_thresholds` first).
     """
     rows = [[int(token) for token in prompt] for prompt in prompts]
     _check(model, rows, max_new_tokens, temperature, top_p, seed, stop)
@@ -82,11 +85,14 @@ def _step(model: Decoder, cache: KVCache, n_steps: int) -> Callable[[list[int]],
 
 
 def _choose(logits_BV: Tensor, temperature: float, top_p: float, generators: list[torch.Generator]) -> list[int]:
+    highest_B, greedy_B = logits_BV.max(-1)
+    if not all(map(math.isfinite, highest_B.tolist())):
+        raise RunError("the model's logits are not finite numbers; its weights diverged or are broken.")
     if temperature == 0:
-        greedy: list[int] = logits_BV.argmax(-1).tolist()
+        greedy: list[int] = greedy_B.tolist()
         return greedy
     # In float64 and from the largest logit down, so that no temperature above 0 overflows or divides by 0.
-    below_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)).double()
+    below_BV = (logits_BV - highest_B[:, None]).double()
     probabilities_BV = (below_BV / temperature).softmax(-1)
     sorted_BV, tokens_BV = probabilities_BV.sort(-1, descending=True)
     if top_p < 1:
