@@ -9,6 +9,7 @@ beside the same budget's runs of its architecture without.
 """
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -30,11 +31,11 @@ def main() -> None:
     parser.add_argument("runs", type=Path)
     parser.add_argument("--out", type=Path, default=Path("docs/results/figures"))
     args = parser.parse_args()
-    table = read_runs(args.runs).usable()
-    table = table.with_columns({"slice": np.array([str(row["architecture"]).split("-r")[0] for row in table.rows])})
+    table = sliced(read_runs(args.runs).usable())
     valleys = ratio_valleys(table, by=("slice", "budget"))
     print_rows(table)
     print_valleys(valleys)
+    print_seeds(table, valleys)
     free = [valley for valley in valleys if valley.group["slice"] != "e8-held"]
     held = [valley for valley in valleys if valley.group["slice"] == "e8-held"]
     beside = [v for v in free if v.group["slice"] == "e8" and v.group["budget"] in {h.group["budget"] for h in held}]
@@ -48,6 +49,11 @@ def main() -> None:
         if own:
             print_shared(f"{name} alone", shared_valley(own))
     draw(table, valleys, found, args.out)
+
+
+def sliced(table: RunTable) -> RunTable:
+    """The table with `slice`, the architecture without its ratio."""
+    return table.with_columns({"slice": np.array([str(row["architecture"]).split("-r")[0] for row in table.rows])})
 
 
 def print_rows(table: RunTable) -> None:
@@ -82,6 +88,78 @@ def print_valleys(valleys: list[Valley]) -> None:
             f"| {valley.group['slice']}, {exponent(float(valley.group['budget']))} | {valley.n_rows} | {star} "
             f"| {depth} | {status} |"
         )
+    print()
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Squares of runs about the means of their cells (a model at a budget, over seeds), and about their parabolas."""
+
+    cells: int
+    """Cells of several seeds."""
+    seeds: float
+    """Sum of squares about the means of cells."""
+    freedom: int
+    """Its degrees of freedom: runs beyond one a cell."""
+    shape: float
+    """Sum of squares of the means about the parabolas, each weighed by its runs."""
+    shape_freedom: int
+    """Cells beyond three a parabola."""
+
+    @property
+    def noise(self) -> float:
+        """Standard deviation between seeds."""
+        return float(np.sqrt(self.seeds / self.freedom))
+
+    def interval(self) -> tuple[float, float]:
+        """Of the standard deviation between seeds, by chi-square."""
+        from scipy.special import chdtri
+
+        low, high = (float(np.sqrt(self.seeds / chdtri(self.freedom, tail))) for tail in LEVEL)
+        return low, high
+
+    @property
+    def by_chance(self) -> float:
+        """Probability of means this far from the parabolas if seeds are all the noise (F test of lack of fit)."""
+        from scipy.special import fdtrc
+
+        ratio = self.shape / self.shape_freedom / (self.seeds / self.freedom)
+        return float(fdtrc(self.shape_freedom, self.freedom, ratio))
+
+
+def scatter(table: RunTable, valleys: list[Valley], budget: float | None = None) -> Scatter:
+    """Seeds against shape, over the groups whose cells all have several seeds; of one budget, or of all."""
+    n_cells, freedom, spare = 0, 0, 0
+    seeds, shape = 0.0, 0.0
+    for valley in valleys:
+        if budget is not None and valley.group["budget"] != budget:
+            continue
+        cells: dict[str, list[float]] = {}
+        for row in table.rows:
+            if all(row[name] == value for name, value in valley.group.items()):
+                cells.setdefault(str(row["architecture"]), []).append(float(row["loss"]))
+        if min(map(len, cells.values())) < 2:
+            continue
+        within = sum(float(np.sum((np.array(own) - np.mean(own)) ** 2)) for own in cells.values())
+        n_cells += len(cells)
+        freedom += sum(len(own) - 1 for own in cells.values())
+        seeds += within
+        shape += valley.squares - within
+        spare += len(cells) - 3
+    return Scatter(n_cells, seeds, freedom, shape, spare)
+
+
+def print_seeds(table: RunTable, valleys: list[Valley]) -> None:
+    """The noise between seeds, pooled over the cells that have several, and whether the parabolas miss by more."""
+    budgets = sorted({float(valley.group["budget"]) for valley in valleys})
+    for name, budget in [("all budgets", None), *((exponent(each), each) for each in budgets)]:
+        found = scatter(table, valleys, budget)
+        if found.freedom:
+            print(
+                f"noise between seeds, {name}: {found.noise:.4f}{ends(found.interval(), '.4f')} over {found.cells} "
+                f"cells; means about the parabolas {np.sqrt(found.shape / found.shape_freedom):.4f} a run, "
+                f"p = {found.by_chance:.2g}"
+            )
     print()
 
 
