@@ -1,4 +1,4 @@
-"""Tables and figures of docs/results/allocation.md, straight from a study's rows.
+"""Tables and figure of docs/results/allocation.md, straight from a study's rows.
 
     python studies/allocation_table.py docs/results/allocation-runs.csv --out docs/results/figures
 
@@ -26,10 +26,10 @@ AT = (1e12, 0.875)
 
 
 def main() -> None:
-    """Print the rows, the valleys and what they share; draw both figures."""
+    """Print the rows, the valleys and what they share; draw the figure if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("docs/results/figures"))
+    parser.add_argument("--out", type=Path, help="directory of the figure; default: none is drawn")
     args = parser.parse_args()
     table = sliced(read_runs(args.runs).usable())
     valleys = ratio_valleys(table, by=("slice", "budget"))
@@ -48,7 +48,8 @@ def main() -> None:
         own = [valley for valley in free if valley.group["slice"] == name]
         if own:
             print_shared(f"{name} alone", shared_valley(own))
-    draw(table, valleys, found, args.out)
+    if args.out is not None:
+        draw(table, valleys, found, args.out)
 
 
 def sliced(table: RunTable) -> RunTable:

@@ -34,3 +34,17 @@ def test_noise_between_seeds_is_pooled_over_the_cells_of_several_seeds():
     assert allocation_table.scatter(table, valleys, 1e12).noise == pytest.approx(0.0165, abs=5e-5)
     assert allocation_table.scatter(table, valleys, 3e12).freedom == 0
     assert every.by_chance > 0.3  # docs/results/allocation.md: the shape adds nothing that is seen
+
+
+def test_without_out_nothing_is_drawn(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    drawn = []
+    monkeypatch.setattr(allocation_table, "draw", lambda *arguments: drawn.append(arguments[-1]))
+    monkeypatch.setattr(sys, "argv", ["allocation_table.py", str(RUNS)])
+    allocation_table.main()
+    assert "noise between seeds, all budgets: 0.0192" in capsys.readouterr().out
+    assert not drawn
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(sys, "argv", ["allocation_table.py", str(RUNS), "--out", "here"])
+    allocation_table.main()
+    assert drawn == [Path("here")]
