@@ -414,12 +414,19 @@ def record(
 Run = Callable[..., list[Row]]
 
 
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
+    return number
+
+
 def parser(doc: str | None) -> argparse.ArgumentParser:
     """Options that every benchmark has."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--quick", action="store_true", help="few repeats, small sizes: a check that it runs")
-    made.add_argument("--repeats", type=int, help=f"turns; default {REPEATS}, quick {QUICK_REPEATS}")
-    made.add_argument("--threads", type=int, default=os.cpu_count())
+    made.add_argument("--repeats", type=_positive, help=f"turns; default {REPEATS}, quick {QUICK_REPEATS}")
+    made.add_argument("--threads", type=_positive, default=os.cpu_count())
     made.add_argument(
         "--no-history", action="store_true", help="do not append to benchmarks/history (quick never does)"
     )

@@ -1,5 +1,6 @@
 """The README's Python example runs as it is written, and its shell commands name verbs and options that exist."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -20,14 +21,20 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_python_example_runs(tmp_path: Path) -> None:
-    (example,) = blocks("python")
+    example, sampling = blocks("python")
     assert len(example.splitlines()) <= 25
     done = subprocess.run(
-        [sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-c", example + sampling],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "result.json").exists()
     assert done.stdout.splitlines()[1].startswith("16 "), done.stdout
+    assert [len(tokens) for tokens in json.loads(done.stdout.splitlines()[-1])] == [8, 8]
 
 
 def test_the_yaml_examples_are_valid() -> None:

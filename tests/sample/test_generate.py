@@ -148,6 +148,16 @@ def test_nothing_to_do_gives_nothing():
         ({"seed": 2**70}, r"seed is \d+; it must be between 0"),
         ({"max_new_tokens": -1}, r"max_new_tokens is -1"),
         ({"stop": 29}, r"stop is 29"),
+        ({"stop": True}, r"stop is True; it must be a whole number"),
+        ({"max_new_tokens": 2.5}, r"max_new_tokens is 2.5; it must be a whole number"),
+        ({"seed": 1.5}, r"seed is 1.5; it must be a whole number"),
+        ({"temperature": "hot"}, r"temperature is 'hot'; it must be a number"),
+        ({"prompts": "import"}, r"prompts must be a list of lists of token ids"),
+        ({"prompts": ["import"]}, r"text is encoded first"),
+        ({"prompts": [1, 2]}, r"prompts must be a list of lists"),
+        ({"prompts": None}, r"prompts must be a list of lists"),
+        ({"prompts": [[1.5]]}, r"whole numbers"),
+        ({"prompts": torch.tensor([[1.5]])}, r"whole numbers"),
     ],
 )
 def test_bad_requests_are_refused(changes, sentence):

@@ -4,7 +4,9 @@ Shapes: B prompts, T tokens of the longest prompt, V vocabulary.
 """
 
 import math
+import operator
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +43,7 @@ def generate(
     still decide as in training (set `model.decisions = "sampled"`; trained runs are calibrated, others want
     `calibrate_thresholds` first).
     """
-    rows = [[int(token) for token in prompt] for prompt in prompts]
+    rows = _rows(prompts)
     _check(model, rows, max_new_tokens, temperature, top_p, seed, stop)
     if not rows or max_new_tokens == 0:
         return [[] for _ in rows]
@@ -108,6 +110,28 @@ def _choose(logits_BV: Tensor, temperature: float, top_p: float, generators: lis
     return chosen
 
 
+def _rows(prompts: Sequence[Sequence[int]] | Tensor) -> list[list[int]]:
+    """The prompts as lists of whole numbers.
+
+    Raises InputError for anything else.
+    """
+    given: Any = prompts.tolist() if isinstance(prompts, Tensor) else prompts
+    rows: list[list[int]] = []
+    try:
+        if isinstance(given, str):
+            raise TypeError
+        for prompt in given:
+            if isinstance(prompt, str):
+                raise TypeError
+            rows.append([operator.index(token) for token in prompt])
+    except TypeError:
+        raise InputError(
+            "prompts must be a list of lists of token ids (whole numbers), or a tensor [B, T] of them; text is encoded "
+            "first (`tokenizer.encode`)."
+        ) from None
+    return rows
+
+
 def _check(
     model: Decoder,
     rows: list[list[int]],
@@ -118,6 +142,12 @@ def _check(
     stop: int | None,
 ) -> None:
     spec = model.spec
+    for name, value in (("max_new_tokens", max_new_tokens), ("seed", seed), ("stop", 0 if stop is None else stop)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise InputError(f"{name} is {value!r}; it must be a whole number.")
+    for name, number in (("temperature", temperature), ("top_p", top_p)):
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
+            raise InputError(f"{name} is {number!r}; it must be a number.")
     if max_new_tokens < 0:
         raise InputError(f"max_new_tokens is {max_new_tokens}; it must not be negative.")
     if not (temperature >= 0 and math.isfinite(temperature)):

@@ -109,7 +109,7 @@ def newest_checkpoint(root: Path, *, repair: bool = False) -> Checkpoint | None:
             found = open_checkpoint(path)
             break
         except ValueError as error:
-            _log.warning("checkpoint %s is damaged (%s); using the one before it", path, error)
+            _log.warning("checkpoint %s is damaged (%s); looking for one before it", path, error)
             if repair:
                 _remove(path)
     if repair and root.is_dir():

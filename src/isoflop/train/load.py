@@ -49,7 +49,10 @@ def load_model(path: str | Path, *, device: torch.device | str | None = None) ->
     if run == path:
         checkpoint = newest_checkpoint(run / "checkpoints")
         if checkpoint is None:
-            raise RunError(f"{run} has no sound checkpoint: the run has not saved one yet, or keep_checkpoints was 0.")
+            reason = "the run has not saved one yet, or keep_checkpoints was 0"
+            if any((run / "checkpoints").glob("step-*")):
+                reason = "all that it saved are damaged"
+            raise RunError(f"{run} has no sound checkpoint: {reason}.")
     elif not path.is_dir():
         raise InputError(f"run is {path}, which does not exist; {_checkpoints(run)}.")
     else:
@@ -57,6 +60,12 @@ def load_model(path: str | Path, *, device: torch.device | str | None = None) ->
             checkpoint = open_checkpoint(path)
         except ValueError as error:
             raise RunError(f"checkpoint {path} is damaged: {error}.") from None
+    try:
+        manifest = read_manifest(run)
+    except InputError as error:
+        raise RunError(
+            f"the run's copy of its data's manifest is damaged, copy that of the data here: {error}"
+        ) from None
     spec = load_spec(run / "spec.yaml")
     model = Decoder(spec, device=device)
     if missing := [name for name in checkpoint.missing(model) if "predictor" in name]:
@@ -76,7 +85,7 @@ def load_model(path: str | Path, *, device: torch.device | str | None = None) ->
             f"{run}/spec.yaml is not the spec of the weights in {checkpoint.path}; it was changed."
         ) from None
     model.eval()
-    return LoadedModel(model=model, spec=spec, run=run, step=checkpoint.state["step"], manifest=read_manifest(run))
+    return LoadedModel(model=model, spec=spec, run=run, step=checkpoint.state["step"], manifest=manifest)
 
 
 def _checkpoints(run: Path) -> str:
