@@ -131,6 +131,17 @@ def test_budgets_that_mix_within_a_group_are_warned_of(weak):
     assert "warning:" not in run(weak)
 
 
+def test_without_a_column_budget_the_flops_stand_in_and_stay(tmp_path):
+    whole = table()
+    bare = laws.RunTable([{name: value for name, value in row.items() if name != "budget"} for row in whole.rows])
+    laws.write_runs(bare, tmp_path / "bare.csv")
+    with pytest.raises(InputError, match=r"has no column budget; it has .* throughout each budget, use --set budget=f"):
+        run(tmp_path / "bare.csv")
+    found = json.loads(run(tmp_path / "bare.csv", "--set", "budget=flops", "--json"))
+    assert len(found["valleys"]) == 9
+    assert found["flops_convention"] == "exact"
+
+
 def test_from_sweeps_through_a_file_to_a_plan(sweeps, tmp_path):
     out, spec_out = tmp_path / "best.json", tmp_path / "spec.yaml"
     run(sweeps, "--out", out)

@@ -81,10 +81,10 @@ class RunTable:
         if column not in self._columns:
             if column not in self:
                 self._check_renamed(column)
-                raise InputError(
-                    f"{self.source} has no column {column}; it has {self.listed()} (map one with --column "
-                    f"{column}=NAME)."
-                )
+                how = f"map one with --column {column}=NAME"
+                if column == "budget" and "flops" in self:  # --column would take the flops away
+                    how = "if flops are the same throughout each budget, use --set budget=flops"
+                raise InputError(f"{self.source} has no column {column}; it has {self.listed()} ({how}).")
             self._columns[column] = _typed([row.get(column) for row in self.rows])
         return self._columns[column]
 
