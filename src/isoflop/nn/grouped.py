@@ -66,8 +66,8 @@ class RowGroups:
         self._filled = np.flatnonzero(sizes_X)
         firsts = np.cumsum(sizes_X) - sizes_X
         self._firsts, self._starts = firsts.tolist(), firsts[self._filled]
-        self._rows = sizes_X[self._filled].astype(np.int32)
-        self._ones = np.ones(len(self._filled), np.int32)
+        self._rows = _Numbers(sizes_X[self._filled].astype(np.int32))
+        self._same: dict[tuple[type, int | float], _Numbers] = {}
 
     def times(self, x_MI: Tensor, w_XIO: Tensor, *, out: Tensor) -> Tensor:
         """out[m] = x[m] · w[group of m], [M, O]; `w` may be transposed (`.mT`).
@@ -82,7 +82,7 @@ class RowGroups:
                     out[start : start + size].copy_(_onednn.product(x, w.t())[:size])
             return out
         x_MI = x_MI[: self.n_rows]
-        shape = (self._rows, self._ones * np.int32(w_XIO.shape[2]), self._ones * np.int32(w_XIO.shape[1]))
+        shape = (self._rows, self._all(w_XIO.shape[2]), self._all(w_XIO.shape[1]))
         rows, matrices = (self._starts, x_MI.stride(0)), (self._filled, w_XIO.stride(0))
         if self._batch(shape, (x_MI, *rows), (w_XIO, *matrices), (out, self._starts, out.stride(0))):
             return out
@@ -103,7 +103,7 @@ class RowGroups:
                 if end > middle:
                     each.addmm_(x_MI[middle:end].t(), g_MO[middle:end])
             return out
-        shape = (self._ones * np.int32(x_MI.shape[1]), self._ones * np.int32(g_MO.shape[1]), self._rows)
+        shape = (self._all(x_MI.shape[1]), self._all(g_MO.shape[1]), self._rows)
         rows, other = (self._starts, x_MI.stride(0)), (self._starts, g_MO.stride(0))
         if self._batch(shape, (x_MI.t(), *rows), (g_MO, *other), (out, self._filled, out.stride(0))):
             for group in np.flatnonzero(np.asarray(self.sizes) == 0):
@@ -125,7 +125,15 @@ class RowGroups:
             and not is_watched()
         )
 
-    def _batch(self, shape: tuple[np.ndarray, ...], *matrices: tuple[Tensor, np.ndarray, int]) -> bool:
+    def _all(self, number: int | float) -> "_Numbers":
+        """The number once for every filled group."""
+        key = type(number), number  # 1 equals 1.0
+        if key not in self._same:
+            kind = np.int32 if isinstance(number, int) else np.float32
+            self._same[key] = _Numbers(np.full(len(self._filled), number, kind))
+        return self._same[key]
+
+    def _batch(self, shape: tuple["_Numbers", ...], *matrices: tuple[Tensor, np.ndarray, int]) -> bool:
         """C_i = A_i · B_i for every filled group i; False, with nothing done, where MKL cannot take them.
 
         `matrices` are A, B and C: each a tensor, where in it group i stands, and how many elements places are apart.
@@ -135,17 +143,22 @@ class RowGroups:
         layouts = [_layout(tensor) for tensor, _, _ in matrices]
         if None in layouts or layouts[2][0] != _PLAIN:  # type: ignore[index]
             return False
-        ones = self._ones
-        a, b, c = (tensor.data_ptr() + place * (step * _ITEM) for tensor, place, step in matrices)
-        (order_a, lda), (order_b, ldb), (_, ldc) = (
-            [ones * np.int32(number) for number in layout] for layout in layouts if layout is not None
-        )
-        factor, kept = ones.astype(np.float32), np.zeros(len(ones), np.float32)
-        arguments = (order_a, order_b, *shape, factor, a, lda, b, ldb, kept, c, ldc)
+        a, b, c = (_Numbers(tensor.data_ptr() + place * (step * _ITEM)) for tensor, place, step in matrices)
+        (order_a, lda), (order_b, ldb), (_, ldc) = (map(self._all, layout) for layout in layouts if layout is not None)
+        arguments = (order_a, order_b, *shape, self._all(1.0), a, lda, b, ldb, self._all(0.0), c, ldc, self._all(1))
         call = _sgemm_batch()
         assert call is not None
-        call(_ROW_MAJOR, *map(_pointer, arguments), len(ones), _pointer(ones))
+        *pointers, last = [each.pointer for each in arguments]
+        call(_ROW_MAJOR, *pointers, len(self._filled), last)
         return True
+
+
+class _Numbers:
+    """An array and where it stands."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+        self.pointer = _pointer(array)
 
 
 def _layout(tensor: Tensor) -> tuple[int, int] | None:

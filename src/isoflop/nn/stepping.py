@@ -158,13 +158,13 @@ class _Arranger:
         size = w_FD.numel() * w_FD.element_size()
         fits = size <= self.left
         if fits and w_FD.numel() <= _SMALL:
-            pass
+            self.left -= size
             w_DF = (w_FD if factor_D is None else w_FD * factor_D).t().contiguous()
             return lambda x_BD: torch.mm(x_BD, w_DF)
         product: Callable[[Tensor, Tensor], Tensor] = F.linear
         w = w_FD
         if fits and self.reorders and _onednn.can_reorder(w_FD):
-            pass
+            self.left -= size
             product, w = _onednn.product, _onednn.reordered(w_FD, self.batch)
         if factor_D is None:
             return lambda x_BD: product(x_BD, w)
