@@ -142,6 +142,34 @@ def test_without_a_column_budget_the_flops_stand_in_and_stay(tmp_path):
     assert found["flops_convention"] == "exact"
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            lambda row: {"loss": row["loss"] + 25},
+            r"loss is .* above 20 nats per token; all of them are: if they are perp",
+        ),
+        (lambda row: {"flops": row["flops"] * 1e3}, r"tokens is .* over 100 times apart"),
+        (lambda row: {"run_id": "same"}, "run_id same is the same as in "),
+    ],
+)
+def test_rows_are_checked_as_those_of_fits(tmp_path, change, sentence):
+    sized = {"params_active": lambda row: row["flops"] / 6e9, "tokens": lambda row: 1e9}
+    rows = [{**row, **{name: value(row) for name, value in sized.items()}} for row in table().rows]
+    laws.write_runs(laws.RunTable(rows), tmp_path / "sound.csv")
+    run(tmp_path / "sound.csv", "--draws", "0")
+    laws.write_runs(laws.RunTable([{**row, **change(row)} for row in rows]), tmp_path / "runs.csv")
+    for app, arguments in ((APP, ()), (FIT, ("--law", "allocation-loss"))):
+        with pytest.raises(InputError, match=sentence):
+            run(tmp_path / "runs.csv", *arguments, app=app)
+
+
+def test_losses_in_another_unit_are_noted(tmp_path):
+    low = [{**row, "loss": row["loss"] / 10} for row in table().rows]
+    laws.write_runs(laws.RunTable(low), tmp_path / "low.csv")
+    assert "less than any published law's irreducible loss" in " ".join(run(tmp_path / "low.csv").split())
+
+
 def test_from_sweeps_through_a_file_to_a_plan(sweeps, tmp_path):
     out, spec_out = tmp_path / "best.json", tmp_path / "spec.yaml"
     run(sweeps, "--out", out)

@@ -210,7 +210,7 @@ def test_what_is_far_from_zero_changes_nothing():
     table = faint(0)
     moved = table.with_columns(
         {
-            "loss": table.numeric("loss") + 1e4,
+            "loss": table.numeric("loss") + 15,
             "expert_attention_ratio": table.numeric("expert_attention_ratio") * 1e6,
         }
     )

@@ -64,6 +64,7 @@ def valleys(
     opens downward; may be flat: the interval of v holds 0.
     """
     from isoflop import laws
+    from isoflop.laws._units import doubts
     from isoflop.laws.reading import derive_sparsity
     from isoflop.spec import CONVENTIONS
 
@@ -83,6 +84,7 @@ def valleys(
     law, refusal = None, None
     with options_as_typed(_OPTIONS):
         found = laws.ratio_valleys(table, names, level=level, draws=draws, seed=seed)
+        table = table.with_columns({}, doubts(table.usable(), target="loss"))
         try:
             law = laws.best_ratio_of(
                 found, draws=draws, seed=seed, convention=convention, source=table.source, level=level

@@ -57,8 +57,7 @@ def fit_rows(runs: Runs, form: Form, *, several_of: str | None = None) -> tuple[
     for column in (*form.columns, form.target):
         check_values(done, column)
     check_experts(done)
-    check_units(done, target=form.target)
-    _check_twins(done, (*form.columns, form.target), by_id=several_of != "run_id")
+    unsure = check_rows(done, form.columns, target=form.target, by_id=several_of != "run_id")
     for column in form.fixed:
         if column in done:
             values = np.unique(done.numeric(column))
@@ -67,7 +66,7 @@ def fit_rows(runs: Runs, form: Form, *, several_of: str | None = None) -> tuple[
                     f"law {form.name} holds for one {column}, but {done.source} has {_listed(values)}; keep one, as "
                     f'with --where "{column}={values[-1]:g}".'
                 )
-    notes = [*doubts(done, target=form.target), *_check_convention(done, form)]
+    notes = [*unsure, *_check_convention(done, form)]
     return done.with_columns({}, notes), len(table) - len(done)
 
 
@@ -85,6 +84,23 @@ def check_values(table: RunTable, column: str) -> None:
         f"{table.source} {table.labels[row]}: {table.in_file(column)} {problem}{more}; fill in its value, or give the "
         "run the status failed to leave it out of fits."
     )
+
+
+def check_rows(table: RunTable, columns: Sequence[str], *, target: str, by_id: bool = True) -> list[str]:
+    """What of the finished rows may be in another unit.
+
+    Args:
+        table: the rows.
+        columns: columns in which twins agree, beside the target.
+        target: what is predicted.
+        by_id: whether rows of one run_id are twins.
+
+    Raises:
+        InputError: if a row gives away another unit (see `check_units`), or is there twice.
+    """
+    check_units(table, target=target)
+    _check_twins(table, (*columns, target), by_id=by_id)
+    return doubts(table, target=target)
 
 
 def _check_convention(table: RunTable, form: Form) -> list[str]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from isoflop.errors import InputError
 from isoflop.laws._parabola import Interval, Parabola, central, groups_of, pooled_noise
-from isoflop.laws._rows import CONVENTION, Runs
+from isoflop.laws._rows import CONVENTION, Runs, as_table, check_rows
 from isoflop.laws.table import RunTable
 
 WRONG: Final = (0.5, 2.0)
@@ -149,11 +149,13 @@ def ratio_valleys(
 
     Raises:
         InputError: if an argument is out of range, a column is absent, is named twice or is what a group must differ
-            in, or a value is missing, naming the row.
+            in, a value is missing or in another unit (as of fits), or a run is there twice, naming the row.
     """
     check_draws(draws, seed)
     _check_grouping(by)
+    runs = as_table(runs)
     groups = groups_of(runs, by, (COLUMN, "sparsity", "flops", "loss"), level=level, what="valleys")
+    check_rows(runs.usable(), (COLUMN, "flops"), target="loss")
     parabolas = [Parabola(np.log(own.numeric(COLUMN)), own.numeric("loss")) for _, own in groups]
     rng = np.random.default_rng(seed)
     noise = pooled_noise(parabolas, draws, rng)
