@@ -309,18 +309,22 @@ def test_an_r_star_at_an_end_of_the_ratios_of_the_runs_is_told(valley_fit):
     assert not any("is held at" in sentence for sentence in inside.warnings)
 
 
-@pytest.fixture(scope="module")
-def steep():
-    """Runs at 1e11 to 1e12 FLOPs, from r = 0.25 to 4; their law sends r* beyond 4 at the plan's 2e13."""
+def steep_at(middle):
+    """Runs at a tenth to ten times these FLOPs, from r = 0.25 to 4; their law sends r* beyond 4 at the plan's 2e13."""
     rng, rows = np.random.default_rng(5), []
-    for c in (1e9, 1e10, 1e11):
+    for c in (middle / 10, middle, middle * 10):
         for s in (0.5, 0.875, 0.96875):
             for r in (0.25, 0.45, 0.8, 1.4, 2.4, 4.0):
-                off = np.log(r) + 0.3 * np.log(1 - s) - 0.4 * np.log(c / 1e10)
+                off = np.log(r) + 0.3 * np.log(1 - s) - 0.4 * np.log(c / middle)
                 row = {"flops": c, "budget": c, "sparsity": s, "context": 128, "flops_convention": "exact"}
                 loss = 2.5 + 0.02 * off**2 + 0.002 * rng.standard_normal()
                 rows.append({**row, "expert_attention_ratio": r, "loss": loss})
     return laws.best_ratio_of(laws.ratio_valleys(laws.RunTable(rows)), source="small runs")
+
+
+@pytest.fixture(scope="module")
+def steep():
+    return steep_at(1e11)
 
 
 def test_a_plan_far_from_the_sweeps_holds_r_star_where_they_were_and_warns(fits, steep):
@@ -330,14 +334,15 @@ def test_a_plan_far_from_the_sweeps_holds_r_star_where_they_were_and_warns(fits,
     assert said.best_of_law > 8
     assert said.at_end
     assert said.ratio == pytest.approx(4.0, rel=0.0202)
-    assert said.best_interval[1] <= 4.0001
+    assert (said.best_interval, said.best_held) == (None, "largest")
+    assert "90% at or beyond 4;" in " ".join(said.sentences)
     before = np.log(said.template_ratio / 4) ** 2
     assert said.change == pytest.approx(-steep.depth * before, abs=steep.depth * 0.001)
     warned = " ".join(found.warnings)
     assert "r* = 4 by small runs is an extrapolation far from what was measured" in warned
     assert f"{said.change:+.4f} nats of the loss rest on it" in warned
     assert "r* is held at 4, the largest of the ratios that were run (0.25 to 4): the law says" in warned
-    unseen = plan(flops=FLOPS, law=fits, templates=TEMPLATES, allocation=replace(steep, is_visible=False), ratio="best")
+    unseen = plan(flops=FLOPS, law=fits, templates=TEMPLATES, allocation=replace(steep, is_visible=False), ratio=3.0)
     assert any("do not show that there is a valley: its depth may be 0" in sentence for sentence in unseen.warnings)
     assert "do not show" not in warned
     near = plan(flops=FLOPS, law=fits, templates=TEMPLATES, allocation=steep)
@@ -450,3 +455,65 @@ def test_a_law_measured_on_dense_models_is_applied_to_them(fits, best):
     found = plan(flops=FLOPS, law=fits, templates=[DENSE], allocation=dense, ratio="best")
     assert found.best.expert_attention_ratio == pytest.approx(dense.at(found.best.flops, 0.0).ratio, rel=0.03)
     assert "feed-forward / attention" in found.allocation.sentences[0]
+
+
+def test_a_law_of_the_best_ratio_that_did_not_converge_is_named_first(fits, best):
+    doubtful = replace(best, law=replace(best.law, status="not_identified", message="too few rows"))
+    for ratio in (None, "best"):
+        found = plan(flops=FLOPS, law=fits, templates=TEMPLATES, allocation=doubtful, ratio=ratio)
+        said = "The law of the best ratio, from sweeps, has status not_identified: too few rows."
+        assert found.warnings[0] == said
+        assert found.to_dict()["warnings"][0] == said
+    assert not any(
+        "status" in each for each in plan(flops=FLOPS, law=fits, templates=TEMPLATES, allocation=best).warnings
+    )
+
+
+def test_an_r_star_whose_draws_are_all_held_at_an_end_has_no_interval(fits, best):
+    high = best.range["expert_attention_ratio"][1]
+    for factor, end, words in (
+        (100.0, "largest", f"90% at or beyond {high:.3g}"),
+        (0.01, "smallest", "90% at or below"),
+    ):
+        law = replace(
+            best.law,
+            parameters={**best.law.parameters, "A": best.law.parameters["A"] * factor},
+            draws={**best.law.draws, "A": best.law.draws["A"] * factor},
+        )
+        said = plan(flops=FLOPS, law=fits, templates=TEMPLATES, allocation=replace(best, law=law)).allocation
+        assert (said.best_held, said.best_interval, said.at_end) == (end, None, True)
+        assert words in " ".join(said.sentences)
+    said = plan(flops=FLOPS, law=fits, templates=TEMPLATES, allocation=best).allocation
+    assert said.best_held is None
+
+
+def test_a_ratio_whose_counting_is_not_known_is_told(fits, best):
+    for ratio in (None, 0.8):
+        found = plan(flops=FLOPS, law=fits, templates=TEMPLATES, allocation=replace(best, convention=None), ratio=ratio)
+        assert "sweeps does not say how it counts r: exact is assumed" in " ".join(found.warnings)
+    assert "is assumed" not in " ".join(plan(flops=FLOPS, law=fits, templates=TEMPLATES, allocation=best).warnings)
+
+
+def test_the_best_of_runs_without_a_valley_is_refused(fits, best):
+    unseen = replace(best, is_visible=False)
+    with pytest.raises(InputError, match=r"ratio is best, but the runs of sweeps show no valley: .* give a number"):
+        plan(flops=FLOPS, law=fits, templates=TEMPLATES, allocation=unseen, ratio="best")
+    shape = plan(flops=FLOPS, law=fits, templates=TEMPLATES, allocation=unseen)
+    assert shape.allocation.realised is None
+
+
+def test_a_gain_over_a_hundred_times_beyond_the_budgets_is_not_credited(fits, base):
+    far = steep_at(1e10)
+    found = plan(flops=FLOPS, law=fits, templates=TEMPLATES, allocation=far, ratio="best")
+    before, said = rows_by_shape(base), found.allocation
+    for key, row in rows_by_shape(found).items():
+        assert row.loss == before[key].loss
+    assert said.change == 0
+    assert said.times_beyond == pytest.approx(200, rel=0.05)
+    warned, text = " ".join(found.warnings), " ".join(said.sentences)
+    assert "r* = 4 by small runs is an extrapolation far from what was measured" in warned
+    assert "times the largest that was measured, so that the loss is without what the ratio would gain" in warned
+    assert "what the ratio would gain is not credited" in text
+    worse = plan(flops=FLOPS, law=fits, templates=TEMPLATES, allocation=far, ratio=0.3).allocation
+    assert worse.change > 0
+    assert worse.times_beyond is None

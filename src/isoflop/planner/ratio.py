@@ -19,6 +19,7 @@ from isoflop.planner.continuous import CONVENTIONS as BLIND
 from isoflop.planner.families import ContinuousFamily, Family, LadderFamily
 from isoflop.planner.losses import LossLaw, constants, knows_uncertainty, law_columns, predict
 from isoflop.planner.problem import Problem
+from isoflop.planner.ratio_curves import lowest, smooth
 from isoflop.planner.result import PlanRow
 from isoflop.planner.rows import allowed, rows_of
 from isoflop.spec import CONVENTIONS, DecoderSpec, count
@@ -38,6 +39,9 @@ _BUILT, _TRIED = 4, 8
 _GPU_MULTIPLE: Final = 64
 """From widths of this multiple on, heads of other sizes than the template's are a last resort."""
 
+_FAR: Final = 100.0
+"""Times the largest budget that was measured beyond which the valley's gain is not credited."""
+
 _UNKNOWN_SPAN: Final = (0.2, 5.0)
 """Ratios among which the best is sought where a law comes without runs."""
 
@@ -54,8 +58,8 @@ def checked_ratio(
     """What was asked, checked, and the law of the best ratio.
 
     Raises:
-        InputError: if the ratio is no positive number, or a law of the best ratio is given beside laws of the loss that
-            read the ratio themselves.
+        InputError: if the ratio is no positive number, a law of the best ratio is given beside laws of the loss that
+            read the ratio themselves, or the best is asked of one whose runs show no valley.
     """
     if isinstance(ratio, str) and ratio != "best":
         raise InputError(f"ratio is {ratio!r}; it must be a positive number or best.")
@@ -64,9 +68,13 @@ def checked_ratio(
     if allocation is not None and laws and all(map(reads_ratio, laws)):
         name = constants(laws[0]).name
         raise InputError(f"allocation is given, but law {name} reads the ratio itself; leave allocation out.")
-    if isinstance(allocation, BestRatio):
-        return ratio, allocation
-    return ratio, best_ratio(PUBLISHED if allocation is None else allocation)
+    best = allocation if isinstance(allocation, BestRatio) else best_ratio(allocation or PUBLISHED)
+    if ratio == "best" and best.depth is not None and not best.is_visible:
+        raise InputError(
+            f"ratio is best, but the runs of {best.name} show no valley: its depth may be 0 and any ratio the best; "
+            "give a number, or leave ratio out."
+        )
+    return ratio, best
 
 
 _TOLD: Final = ("tried", "there", "beyond")
@@ -146,6 +154,25 @@ class Allocator:
         if row.architecture not in self._optima:
             self._optima[row.architecture] = self._searched(row)
         return self._optima[row.architecture]
+
+    def times_beyond(self, row: PlanRow) -> float | None:
+        """How many times the largest budget that was measured a row's is, where that is too far to credit a gain."""
+        if "flops" not in self.best.range or self.reads(row):
+            return None
+        times = self.budget(row) / self.best.range["flops"][1]
+        return times if times > _FAR else None
+
+    def change(self, row: PlanRow, before: float, after: float) -> tuple[float, tuple[float, float] | None] | None:
+        """Nats that moving a row's model from one ratio to another adds by the valley, with the interval.
+
+        None where nothing says them. Far beyond the budgets that were measured what it would save is not credited.
+        """
+        optimum = self.optimum(row)
+        found = None if optimum is None else optimum.change(before, after, self.problem.level)
+        if found is None or self.times_beyond(row) is None:
+            return found
+        nats, interval = found
+        return max(0.0, nats), None if interval is None else (max(0.0, interval[0]), max(0.0, interval[1]))
 
     def realised(self, row: PlanRow, ratio: float) -> Realised:
         """The row's model at a ratio.
@@ -270,7 +297,7 @@ class Allocator:
         if optimum is None or row.model is None:
             return row.loss
         before = count(row.model, convention=self.ratio_convention(row)).expert_attention_ratio
-        change = optimum.change(before, self._target(row))
+        change = self.change(row, before, self._target(row))
         return row.loss + (change[0] if change else 0.0)
 
     def _ladder(self, row: PlanRow) -> LadderFamily:
@@ -297,9 +324,7 @@ class Allocator:
         if reads:
             return replace(there, ratio_nats=there.loss - row.loss)
         before = count(realised.base, convention=realised.ratio_convention).expert_attention_ratio
-        optimum, change = self.optimum(row), None
-        if optimum is not None:
-            change = optimum.change(before, realised.expert_attention_ratio, self.problem.level)
+        change = self.change(row, before, realised.expert_attention_ratio)
         nats, interval = change or (0.0, None)
         ends = row.loss_interval
         if ends is not None:
@@ -338,13 +363,13 @@ class Allocator:
         log_ratio = np.log(read[_RATIO])
         at = np.linspace(np.log(low), np.log(high), _FINE)
         degree = min(2, len(np.unique(log_ratio)) - 1)
-        smooth = {name: _smooth(log_ratio, read[name], at, degree) for name in constants(law).form.columns}
-        smooth |= {_RATIO: np.exp(at)} | ({"flops": np.full(_FINE, row.flops)} if "flops" in smooth else {})
+        columns_at = {name: smooth(log_ratio, read[name], at, degree) for name in constants(law).form.columns}
+        columns_at |= {_RATIO: np.exp(at)} | ({"flops": np.full(_FINE, row.flops)} if "flops" in columns_at else {})
         form = constants(law).form
-        loss = form.predict(smooth, constants(law).parameters)
+        loss = form.predict(columns_at, constants(law).parameters)
         drawn = np.zeros((0, _FINE))
         if knows_uncertainty(law):
-            drawn = form.predict(smooth, {name: values[:, None] for name, values in law.draws.items()})
+            drawn = form.predict(columns_at, {name: values[:, None] for name, values in law.draws.items()})
         first, last = (int(np.searchsorted(at, value)) for value in np.log(span) + np.array([-1e-9, 1e-9]))
         first = min(first, max(0, last - 3))
         inner = slice(first, max(last, first + 3))  # a parabola takes three points
@@ -357,26 +382,8 @@ class Allocator:
             return float(nats), np.asarray((1 - share) * drawn[:, left] + share * drawn[:, left + 1])
 
         return RatioOptimum(
-            ratio=float(np.exp(np.clip(_lowest(at[inner], loss[None, inner])[0], *np.log(span)))),
-            log_draws=np.clip(_lowest(at[inner], drawn[:, inner]), *np.log(span)),
+            ratio=float(np.exp(np.clip(lowest(at[inner], loss[None, inner])[0], *np.log(span)))),
+            log_draws=np.clip(lowest(at[inner], drawn[:, inner]), *np.log(span)),
             above=above,
             span=span,
         )
-
-
-def _lowest(at: np.ndarray, curves: np.ndarray) -> np.ndarray:
-    """Where each curve [B, n] at evenly spaced points [n] is least: by a parabola through the lowest and two beside."""
-    index = np.argmin(curves, axis=1)
-    inner = np.clip(index, 1, len(at) - 2)
-    left, middle, right = (curves[np.arange(len(curves)), inner + step] for step in (-1, 0, 1))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        shift = 0.5 * (left - right) / (left - 2 * middle + right)
-    shift = np.where((index == inner) & np.isfinite(shift), shift, index - inner)
-    return np.asarray(at[inner] + shift * (at[1] - at[0]))
-
-
-def _smooth(log_ratio: np.ndarray, values: np.ndarray, at: np.ndarray, degree: int) -> np.ndarray:
-    """A column at other ratios."""
-    if np.ptp(values) == 0 or not (values > 0).all():
-        return np.full(len(at), float(values[0]))
-    return np.asarray(np.exp(np.polyval(np.polyfit(log_ratio, np.log(values), degree), at)))

@@ -1,15 +1,16 @@
 """What a plan says of its best model's split between experts and attention."""
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 
 from isoflop.errors import InputError
-from isoflop.laws import Fit, exponent
+from isoflop.laws import Fit, RatioOptimum, exponent
 from isoflop.planner.allocation import Realised
 from isoflop.planner.losses import constants
 from isoflop.planner.ratio import Allocator, Ratio
+from isoflop.planner.ratio_doubts import of_convention
 from isoflop.planner.ratio_search import RATIO_TOLERANCE
 from isoflop.planner.result import PlanRow
 from isoflop.spec import count
@@ -50,7 +51,9 @@ class PlanAllocation:
     at_end: bool
     """Whether r* stands at an end of them, so that a better one may lie beyond."""
     best_interval: Interval | None
-    """None where the law comes without draws."""
+    """None where the law comes without draws, or all of them that count are held at one end (see best_held)."""
+    best_held: Literal["smallest", "largest"] | None
+    """The end of the ratios that were run at which the whole interval of r* is held; None where it is not."""
     level: float
     """Of the intervals."""
     extrapolated: tuple[str, ...]
@@ -61,8 +64,10 @@ class PlanAllocation:
     cost_interval: Interval | None
     change: float | None
     """Nats that moving the model from the template's ratio added to its loss; None where it was not moved, or the depth
-    is not known."""
+    is not known. Far beyond the budgets that were measured no gain is credited, and it is 0 in place of that."""
     change_interval: Interval | None
+    times_beyond: float | None
+    """How many times the largest budget that was measured the plan's is, where a gain was therefore not credited."""
     realised: Realised | None
     """What was moved, where a ratio was asked for."""
     to_best: Realised | None
@@ -94,11 +99,13 @@ def report_on(row: PlanRow, allocator: Allocator) -> PlanAllocation:
     reads = allocator.reads(row)
     optimum = allocator.optimum(row)
     law, beyond = _source(row, allocator)
+    end = None if optimum is None else _held(optimum, level)
     cost = None if optimum is None else optimum.cost(ratio, level)
-    change = None
+    change, uncredited = None, False
     if optimum is not None and row.realised is not None:
-        change = optimum.change(template_ratio, ratio, level)
+        change = allocator.change(row, template_ratio, ratio)
         change = (row.ratio_nats, change[1] if change else None) if reads else change
+        uncredited = not reads and change is not None and change[0] == 0 < abs(np.log(ratio / template_ratio))
     to_best, refusal = None, ""
     if optimum is not None and row.realised is None and abs(np.log(ratio / optimum.ratio)) > RATIO_TOLERANCE:
         try:
@@ -119,13 +126,15 @@ def report_on(row: PlanRow, allocator: Allocator) -> PlanAllocation:
         best_of_law=None if optimum is None else optimum.law_ratio,
         best_range=None if optimum is None else optimum.span,
         at_end=optimum is not None and optimum.at_end,
-        best_interval=None if optimum is None else optimum.interval(level),
+        best_interval=None if optimum is None or end is not None else optimum.interval(level),
+        best_held=end,
         level=level,
         extrapolated=tuple(beyond) if optimum is not None else (),
         cost=None if cost is None else cost[0],
         cost_interval=None if cost is None else cost[1],
         change=None if change is None else change[0],
         change_interval=None if change is None else change[1],
+        times_beyond=allocator.times_beyond(row) if uncredited else None,
         realised=row.realised,
         to_best=to_best,
         sentences=(),
@@ -136,8 +145,18 @@ def report_on(row: PlanRow, allocator: Allocator) -> PlanAllocation:
         said.append(f"To stand at r*, at equal FLOPs per token: {to_best.changes} (ratio best builds it).")
     if refusal:
         said.append(f"No integer model stands at r*: {refusal}")
-    warnings = [*_followed(found, allocator, reads), *_off_budget(found, row, allocator)]
+    assumed = [] if reads or found.law is None else of_convention(allocator.best, convention)
+    warnings = [*assumed, *_followed(found, allocator, reads), *_off_budget(found, row, allocator)]
     return PlanAllocation(**{**vars(found), "sentences": tuple(said), "warnings": tuple(warnings)})
+
+
+def _held(optimum: RatioOptimum, level: float) -> Literal["smallest", "largest"] | None:
+    """The end of the ratios that were run at which both ends of the interval of r* lie, if they do."""
+    ends = optimum.interval(level)
+    if ends is None or optimum.span is None or not optimum.at_end or ends[1] > ends[0] * (1 + 1e-9):
+        return None
+    low, high = optimum.span
+    return "smallest" if optimum.ratio < (low * high) ** 0.5 else "largest"
 
 
 def _source(row: PlanRow, allocator: Allocator) -> tuple[str, list[str]]:
@@ -167,6 +186,11 @@ def _followed(found: PlanAllocation, allocator: Allocator, reads: bool) -> list[
             "the best."
         )
     counted = "" if found.change is None else f", and {found.change:+.4f} nats of the loss rest on it"
+    if found.times_beyond is not None:
+        counted = (
+            f"; the budget is {found.times_beyond:.3g} times the largest that was measured, so that the loss is "
+            "without what the ratio would gain"
+        )
     if found.extrapolated:
         what = f"r* = {found.best:.3g}" if asked == "best" else f"What r = {found.ratio:.3g} costs"
         said.append(
@@ -246,6 +270,8 @@ def _best(found: PlanAllocation, row: PlanRow, allocator: Allocator, reads: bool
     if found.best is None:
         return f"{allocator.best.name} is a law of experts, and says nothing of r of a dense model."
     sure = "interval unknown" if found.best_interval is None else f"{found.level:.0%} {_ends(found.best_interval)}"
+    if found.best_held is not None:
+        sure = f"{found.level:.0%} at or {'beyond' if found.best_held == 'largest' else 'below'} {found.best:.3g}"
     if found.best_of_law is not None and found.best_range is not None:
         sure += (
             f"; held within the ratios that were run, {_ends(found.best_range)}, though the law says "
@@ -283,6 +309,11 @@ def _moved(found: PlanAllocation, reads: bool) -> list[str]:
         said.append(
             f"The loss is the law's, which reads r, at this model's parameters: {found.change or 0.0:+.4f} nats "
             f"against the template's shape{_paren(found.change_interval, found.level)}."
+        )
+    elif found.times_beyond is not None:
+        said.append(
+            "The loss is that of the template's shape: so far beyond the budgets that were measured, what the ratio "
+            "would gain is not credited."
         )
     elif found.change is None:
         said.append("The loss is that of the template's shape: what the ratio adds is not known.")
