@@ -517,3 +517,21 @@ def test_a_gain_over_a_hundred_times_beyond_the_budgets_is_not_credited(fits, ba
     worse = plan(flops=FLOPS, law=fits, templates=TEMPLATES, allocation=far, ratio=0.3).allocation
     assert worse.change > 0
     assert worse.times_beyond is None
+
+
+def test_far_contexts_are_told_and_absurd_proportions_named(fits, best):
+    found = {}
+    for context in (128, 32768):
+        templates = [replace(template, context=context) for template in MOE]
+        found[context] = plan(flops=FLOPS, law=fits, templates=templates, allocation=best, ratio="best")
+    near, far = (" ".join(found[context].warnings) for context in (128, 32768))
+    said = "r* by sweeps is assumed not to depend on the context: it was measured at 128, and the model has 32768"
+    assert said in far
+    assert "assumed not to depend" not in near
+    assert "proportions" not in near
+    long = plan(law="krajewski-2024-e64", flops=1e20, granularities=[4], context=32768, ratio=4.0)
+    spec = long.to_train.spec
+    width = spec.experts.top_k * spec.d_expert
+    assert width > 16 * spec.d_model
+    words = f"d_ff {width:,} is {width / spec.d_model:.3g} times d_model {spec.d_model:,} (usual: 0.25 to 16)"
+    assert words in " ".join(long.warnings)

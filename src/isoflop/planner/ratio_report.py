@@ -10,7 +10,7 @@ from isoflop.laws import Fit, RatioOptimum, exponent
 from isoflop.planner.allocation import Realised
 from isoflop.planner.losses import constants
 from isoflop.planner.ratio import Allocator, Ratio
-from isoflop.planner.ratio_doubts import of_convention
+from isoflop.planner.ratio_doubts import of_context, of_convention, of_shape
 from isoflop.planner.ratio_search import RATIO_TOLERANCE
 from isoflop.planner.result import PlanRow
 from isoflop.spec import count
@@ -147,6 +147,9 @@ def report_on(row: PlanRow, allocator: Allocator) -> PlanAllocation:
         said.append(f"No integer model stands at r*: {refusal}")
     assumed = [] if reads or found.law is None else of_convention(allocator.best, convention)
     warnings = [*assumed, *_followed(found, allocator, reads), *_off_budget(found, row, allocator)]
+    if row.realised is not None:
+        warnings += of_context(allocator.best, row.model.context) if not reads and optimum is not None else []
+        warnings += of_shape(row.model, ratio)
     return PlanAllocation(**{**vars(found), "sentences": tuple(said), "warnings": tuple(warnings)})
 
 
