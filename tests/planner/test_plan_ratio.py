@@ -529,7 +529,8 @@ def test_far_contexts_are_told_and_absurd_proportions_named(fits, best):
     assert said in far
     assert "assumed not to depend" not in near
     assert "proportions" not in near
-    long = plan(law="krajewski-2024-e64", flops=1e20, granularities=[4], context=32768, ratio=4.0)
+    far_base = {"law": "krajewski-2024-e64", "flops": 1e20, "granularities": [4], "context": 32768}
+    long = plan(**far_base, allocation=best, ratio=4.0)
     spec = long.to_train.spec
     width = spec.experts.top_k * spec.d_expert
     assert width > 16 * spec.d_model
