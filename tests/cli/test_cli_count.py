@@ -126,3 +126,16 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[object, s
         with pytest.raises(SystemExit) as caught:
             isoflop_cli.main()
     return caught.value.code, stream.getvalue()
+
+
+def test_count_says_the_sparsity_with_shared_experts_in_use(tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    for experts, expected in (("", 1 - 4 / 32), (", shared_experts: 1", 1 - 5 / 33)):
+        path.write_text(SPEC.replace("expansion_rate: 8}", f"expansion_rate: 8{experts}}}"))
+        done = CliRunner().invoke(app, ["count", str(path), "--json"])
+        assert done.exit_code == 0, done.output
+        said = json.loads(done.stdout)["sparsity"]
+        assert said == pytest.approx(expected)
+        table = CliRunner().invoke(app, ["count", str(path)]).stdout
+        assert f"{said:.2%}" in table
+        assert "shared ones are always used" in table

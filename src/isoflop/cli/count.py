@@ -36,6 +36,7 @@ def count(
         raise InputError(f"batch_tokens is {batch_tokens}; it must be at least 1.")
     training = room.memory(model, batch_tokens=batch_tokens)
     cache = room.kv_cache_bytes(model, tokens=counted.context)
+    sparsity = model.experts.sparsity if model.experts else 0.0
     if json:
         bytes_by_part = {
             **vars(training),
@@ -43,7 +44,7 @@ def count(
             "kv_cache": cache,
             "batch_tokens": batch_tokens,
         }
-        print_json({**counted.to_dict(), "memory": bytes_by_part})
+        print_json({**counted.to_dict(), "sparsity": sparsity, "memory": bytes_by_part})
         return
     total = counted.flops_per_token["total"]
     parameter_sum = sum(counted.params_by_part.values())
@@ -81,6 +82,7 @@ def count(
             ),
             ["training FLOPs per token", si(counted.training_flops_per_token, 4)],
             ["expert_attention_ratio", f"{counted.expert_attention_ratio:.3f}"],
+            ["sparsity (idle experts; shared ones are always used)", f"{sparsity:.2%}"],
             [f"memory to train, {batch_tokens:,} tokens a forward", f"{training.total / 2**20:,.1f} MiB"],
             [
                 "  weights + gradients + optimizer",

@@ -53,8 +53,8 @@ class Count:
     """attention, feed_forward, experts, router, depth_router (with its predictor), norms, embedding, head; the sum is
     every parameter."""
     flops_per_token: Mapping[str, float]
-    """Forward FLOPs per token: attention, feed_forward, experts, router, depth_router, dispatch, head, and their sum
-    total."""
+    """Forward FLOPs per token: attention, feed_forward, experts, router, depth_router, dispatch, head, under 6ND also
+    norms, and their sum total."""
     attention_flops: Mapping[str, float]
     """Forward FLOPs per token of attention: projections, and scores with the weighted sum of values."""
     training_flops_per_token: float
