@@ -39,6 +39,7 @@ from isoflop.planner.losses import LossLaw, draws, is_known, knows_uncertainty
 from isoflop.planner.optimum import with_size_intervals
 from isoflop.planner.problem import MOST_FLOPS, Problem, checked_flops
 from isoflop.planner.ratio import Allocator, Ratio, checked_ratio, reads_ratio
+from isoflop.planner.ratio_doubts import of_status
 from isoflop.planner.ratio_report import report_on
 from isoflop.planner.result import Curve, Plan, PlanRow
 from isoflop.planner.speed import SpeedTable
@@ -196,6 +197,7 @@ def plan(
         curves=tuple(curves),
         constraint_costs=costs,
         warnings=(
+            *of_status(best_ratio),
             *warnings_of(families, rows, models, problem, costs),
             *of_machine(rows[0], machine, constraints),
             *off_convention(rows[0], models, convention),
