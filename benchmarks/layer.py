@@ -4,7 +4,10 @@
     python -m benchmarks.layer --quick
 
 Five shapes, float32, 4,096 tokens, forward and backward, router included in the time and not in the FLOPs. `dense` is
-isoflop.nn.FeedForward of width d_ff in the same process, `torch's dense` the same of three torch.nn.Linear.
+isoflop.nn.FeedForward of width d_ff in the same process, `torch's dense` the same of three torch.nn.Linear. Then the
+forward pass alone of 1, 8 and 64 tokens, as while sampling (`MoE.sample`), where a dense layer reads each weight once
+for all tokens, and experts once for each token that chose them.
+
 transformers runs Qwen3-MoE's block on the same weights (outputs are compared first) with the fastest of its
 `experts_implementation`s, in processes of its own that take turns with ours: as it comes (`transformers`), and told to
 keep freed memory, as isoflop does (`…, tuned`).
@@ -266,7 +269,7 @@ def measure(shape: Shape, repeats: int, threads: int | None) -> list[Row]:
                 "theirs": _told(worker, "forward", calls=calls),
             }
             taken = in_turn(sides, repeats, warm_up=2)
-            own = {"unit": f"tokens/s, {tokens} forward", "amount": float(tokens * calls)}
+            own = {"unit": f"tokens/s, forward of {tokens}", "amount": float(tokens * calls)}
             rows.append(Row.of_costs(shape.name, taken["moe"], taken["dense"], peer_name="dense", **own))
             rows.append(
                 Row.of_costs(
