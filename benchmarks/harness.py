@@ -433,6 +433,11 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     return made
 
 
+def begin(case: str) -> None:
+    """Say on stderr what is measured now: the table comes at the end alone."""
+    print(f"measuring {case} …", file=sys.stderr, flush=True)
+
+
 def turns(quick: bool, repeats: int | None) -> int:
     """Repeats, unless told."""
     return repeats or (QUICK_REPEATS if quick else REPEATS)

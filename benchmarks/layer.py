@@ -293,6 +293,7 @@ def run(quick: bool = False, *, repeats: int | None = None, threads: int | None 
         torch.set_num_threads(threads)
     rows: list[Row] = []
     for shape in SHAPES[1:3] if quick else SHAPES:
+        harness.begin(shape.name)
         rows += measure(shape, harness.turns(quick, repeats), threads)
     return rows
 

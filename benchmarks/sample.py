@@ -63,6 +63,7 @@ def run(quick: bool = False, *, repeats: int | None = None, threads: int | None 
     rows: list[Row] = []
     for size in SIZES[:1] if quick else SIZES:
         for kind in ("dense", "moe"):
+            harness.begin(f"{kind} {size.name}")
             rows += compare(size, kind, repeats=harness.turns(quick, repeats), threads=threads)
     return rows
 

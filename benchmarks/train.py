@@ -75,6 +75,7 @@ def run(
         print(f"fastest float32 product: {peak / 1e9:.0f} GFLOP/s", flush=True)
         for size in SIZES[:1] if quick else SIZES:
             for kind in ("dense", "moe"):
+                harness.begin(f"{kind} {size.name}")
                 rows += compare(
                     size, kind, data, repeats=harness.turns(quick, repeats), threads=threads, peak=peak, profile=profile
                 )
