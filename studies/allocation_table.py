@@ -231,6 +231,11 @@ def draw(table: RunTable, valleys: list[Valley], found: SharedValley, out: Path)
                 star = found.law.form.predict(columns, found.law.parameters)[0]
                 base = np.mean(losses - found.depth * np.log(ratios / star) ** 2)
                 axis.plot(grid, base + found.depth * np.log(grid / star) ** 2, "--", color=COLOURS[name], linewidth=1)
+                axis.plot(star, base, "*", color=COLOURS[name], markersize=9, markeredgecolor="white")
+        if axis is axes[0][-1]:
+            axis.plot([], [], "-", color="grey", linewidth=1, label="a group's parabola")
+            axis.plot([], [], "--", color="grey", linewidth=1, label="one depth for all")
+            axis.plot([], [], "*", color="grey", label="its r*")
         axis.set_xscale("log")
         axis.set_xticks([0.25, 0.5, 1, 2, 4], ["0.25", "0.5", "1", "2", "4"])
         axis.minorticks_off()
