@@ -214,7 +214,7 @@ class LoneRows:
         assert x_NI.shape[0] > self._rows_M[count - 1]
         np.add(self._offsets_M[:count], x_NI.data_ptr(), out=self._a[:count])
         np.multiply(which_M, self._w_XIO.stride(0) * _ITEM, out=self._b[:count])
-        self._b += self._w_XIO.data_ptr()
+        self._b[:count] += self._w_XIO.data_ptr()
         self._count.value = count
         self._call(*self._arguments)
         return self._out_MO[:count]

@@ -13,10 +13,10 @@ from isoflop.nn import _onednn
 from isoflop.nn.grouped import is_watched
 
 _MANY: Final = 128
-"""Rows from which on it may order W anew for every product, and make a kernel for their number."""
+"""Rows from which on oneDNN may order W anew for every product, and make a kernel for their number."""
 
 _WIDE: Final = 2**16
-"""Elements of a weight whose gradient, a sum over rows, it computes faster too."""
+"""Elements of a weight whose gradient, a sum over rows, oneDNN computes faster too."""
 
 
 def linear(x: Tensor, w_FD: Tensor) -> Tensor:

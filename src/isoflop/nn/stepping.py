@@ -290,7 +290,7 @@ class _Experts:
     """An MoE layer of what `Stepper.unit` returns, [A, D] → [A, D]."""
 
     def __init__(self, layer: MoE, gain_D: Tensor, stepper: Stepper, arrange: _Arranger) -> None:
-        self.layer, self.stepper = layer, stepper
+        self.layer = layer
         self.gain_D = gain_D * math.sqrt(gain_D.shape[0])
         can_take = ExpertsOfFew.can_take(stepper.model.embedding_VD, layer.w_up, layer.w_down)
         self.most = stepper.batch if can_take and not layer.experts.gates_after_norm else 0

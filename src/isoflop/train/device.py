@@ -23,7 +23,7 @@ def choose_device(name: str | None) -> torch.device:
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device).item()
+        torch.zeros(1, device=device).item()  # a device without numbers, `meta`, raises NotImplementedError
     except (RuntimeError, AssertionError, NotImplementedError, ImportError):
         raise InputError(f"device is {name!r}; it must be one that torch sees here, e.g. cpu.") from None
     return device
