@@ -15,6 +15,7 @@ import time
 import traceback
 
 from benchmarks import harness
+from benchmarks.table import table
 
 ALL = ("layer", "train", "sample", "depth", "fit", "startup")
 
@@ -40,7 +41,7 @@ def main() -> None:
             failed.append(name)
             continue
         seconds = time.perf_counter() - start
-        tables.append(f"{name} ({seconds:.0f} s, load {load:.2f} before)\n{harness.table(rows)}")
+        tables.append(f"{name} ({seconds:.0f} s, load {load:.2f} before)\n{table(rows)}")
         if not (arguments.quick or arguments.no_history):
             harness.record(name, rows, found | {"load": round(load, 2)}, seconds=seconds)
     print("\n".join(["", harness.describe(found), "", "\n\n".join(tables)]))

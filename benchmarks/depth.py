@@ -29,7 +29,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from benchmarks import harness
-from benchmarks.harness import Row, Spread
+from benchmarks.table import Row, Spread
+from benchmarks.worker import peak_rss, warm_rss
 from isoflop.nn import Decoder, KVCache, calibrate_thresholds
 from isoflop.spec import AttentionSpec, DecoderSpec, DepthRoutingSpec, FeedForwardSpec, count, memory
 
@@ -104,11 +105,11 @@ def train(batch: int, repeats: int) -> list[Row]:
 
 def step_memory(name: str, batch: int) -> None:
     """Print what three steps add to the peak of this process, in bytes."""
-    before = harness.warm_rss()
+    before = warm_rss()
     step = stepper(SPECS[name], batch)
     for _ in range(3):
         step()
-    print(harness.peak_rss() - before)
+    print(peak_rss() - before)
 
 
 def peak_memory(batch: int, threads: int) -> list[Row]:

@@ -25,7 +25,7 @@ import numpy as np
 from scipy.optimize import minimize
 
 from benchmarks import harness
-from benchmarks.harness import Row
+from benchmarks.table import Row
 from isoflop import laws
 
 DELTA = 1e-3

@@ -30,7 +30,9 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks import harness
-from benchmarks.harness import Row, Worker, in_turn
+from benchmarks.harness import in_turn
+from benchmarks.table import Row
+from benchmarks.worker import Worker
 from isoflop.nn import MoE, keep_freed_memory
 from isoflop.nn._threads import spread
 from isoflop.nn.feed_forward import FeedForward

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from random import Random
 
 from benchmarks import harness, models
-from benchmarks.harness import Row, Worker
+from benchmarks.table import Row
+from benchmarks.worker import Worker
 from isoflop.spec import DecoderSpec, count, spec_to_dict
 
 OURS, THEIRS = "benchmarks.side_isoflop", "benchmarks.side_transformers"

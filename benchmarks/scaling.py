@@ -25,7 +25,8 @@ from scipy import stats
 from tests.report import synthetic_study
 
 from benchmarks import fit, harness, models, train
-from benchmarks.harness import Row, Spread, Worker
+from benchmarks.table import Row, Spread
+from benchmarks.worker import Worker
 from isoflop import laws
 from isoflop.report import write_report
 from isoflop.report.style import LIGHT, grid, log_axis, outer, title

@@ -1,4 +1,4 @@
-"""Our side of the comparisons with Hugging Face's transformers, in a process of its own; a harness.Worker.
+"""Our side of the comparisons with Hugging Face's transformers, in a process of its own; a Worker.
 
 It trains through `isoflop.train.run.Run`, the trainer itself, so that a step is what `isoflop train` does between two
 lines of metrics: batch, learning rate, forward, loss, backward, clipping, AdamW, and the look at whether it diverged.
@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks import harness, profiling
+from benchmarks.worker import peak_rss, serve, warm_rss
 from isoflop.data import Batches, TokenData, evaluation_windows
 from isoflop.nn import Decoder, calibrate_thresholds
 from isoflop.nn.moe import MoE
@@ -79,7 +80,7 @@ def export_batches(data: str, context: int, batch: int, steps: int, out: str) ->
 
 def build_trainer(spec: dict[str, Any], data: str, batch: int, out: str) -> None:
     """A run that could train for long."""
-    state["before"] = harness.warm_rss()
+    state["before"] = warm_rss()
     parsed = parse_spec(spec)
     tokens = TokenData(data)
     config = TrainConfig(
@@ -125,7 +126,7 @@ def train(steps: int) -> float:
 
 def step_memory() -> dict[str, int]:
     """Bytes: the process's peak since before the model was built, and what isoflop.spec.memory says."""
-    return {"peak": harness.peak_rss() - state["before"], "estimate": state["estimate"].total}
+    return {"peak": peak_rss() - state["before"], "estimate": state["estimate"].total}
 
 
 def tensor_memory() -> int:
@@ -178,4 +179,4 @@ def gaps(rows: list[list[int]]) -> list[float]:
 if __name__ == "__main__":
     served = (export, export_batches, build_trainer, train, step_memory, tensor_memory, profile)
     served = (*served, build_sampler, sample, sampled, gaps, harness.peak_flops)
-    harness.serve({function.__name__: function for function in served})
+    serve({function.__name__: function for function in served})

@@ -1,4 +1,4 @@
-"""An MoE layer of Hugging Face's transformers, in a process that never loads isoflop; a harness.Worker."""
+"""An MoE layer of Hugging Face's transformers, in a process that never loads isoflop; a Worker."""
 
 import time
 from pathlib import Path
@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import Qwen3MoeConfig
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
 
-from benchmarks import harness
+from benchmarks.worker import serve
 
 IMPLEMENTATIONS = ("grouped_mm", "eager", "batched_mm")
 GATHERED_LIMIT = 2**31
@@ -81,4 +81,4 @@ def choose(training: bool) -> str:
 
 
 if __name__ == "__main__":
-    harness.serve({function.__name__: function for function in (build, inputs, train, forward, choose)})
+    serve({function.__name__: function for function in (build, inputs, train, forward, choose)})

@@ -1,4 +1,4 @@
-"""Hugging Face transformers' side of the comparisons, in a process that never loads isoflop; a harness.Worker.
+"""Hugging Face transformers' side of the comparisons, in a process that never loads isoflop; a Worker.
 
 It trains as transformers' Trainer does by default: SDPA attention, no key/value cache, AdamW (fused) with decay on
 matrices alone, gradients clipped to norm 1; without what the Trainer itself costs around a step. The load-balancing
@@ -13,7 +13,8 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from benchmarks import harness, profiling
+from benchmarks import profiling
+from benchmarks.worker import peak_rss, serve, warm_rss
 
 IMPLEMENTATIONS = ("grouped_mm", "eager", "batched_mm")
 GATHERED_LIMIT = 2**31
@@ -44,7 +45,7 @@ def _differ(directory: str) -> float:
 
 def build_trainer(kind: str, config: dict[str, Any], directory: str, experts: str | None) -> float:
     """Model and optimiser; returns the largest difference of logits from ours."""
-    state["before"] = harness.warm_rss()
+    state["before"] = warm_rss()
     model = _model(kind, config, directory)
     if experts is not None:
         model.set_experts_implementation(experts)
@@ -97,7 +98,7 @@ def implementations() -> dict[str, float]:
 
 def step_memory() -> dict[str, int]:
     """Bytes: the process's peak since before the model was built."""
-    return {"peak": harness.peak_rss() - state["before"]}
+    return {"peak": peak_rss() - state["before"]}
 
 
 def profile(steps: int) -> dict[str, Any]:
@@ -146,4 +147,4 @@ def choose_implementation(prompts: list[list[int]], new: int) -> str:
 if __name__ == "__main__":
     served = (build_trainer, train, implementations, step_memory, profile)
     served = (*served, build_sampler, sample, sampled, choose_implementation)
-    harness.serve({function.__name__: function for function in served})
+    serve({function.__name__: function for function in served})

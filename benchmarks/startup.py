@@ -17,7 +17,8 @@ import zipfile
 from pathlib import Path
 
 from benchmarks import harness
-from benchmarks.harness import ROOT, Row
+from benchmarks.harness import ROOT
+from benchmarks.table import Row, Spread
 
 SPEC = """\
 vocab_size: 257
@@ -69,7 +70,7 @@ def run(quick: bool = False, *, repeats: int | None = None, threads: int | None 
         }
         taken = harness.in_turn(sides, harness.turns(quick, repeats), pause=0.0)
     taken = {name: [value * 1e3 for value in values] for name, values in taken.items()}
-    empty = harness.Spread.of(taken["python"]).median
+    empty = Spread.of(taken["python"]).median
     note = f"an empty Python takes {empty:.0f} ms; count, plan and fit leave torch unloaded"
     peers = dict.fromkeys([*VERBS, "import isoflop.nn"], "import torch") | {"import isoflop": "import transformers"}
     if theirs is not None:

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import harness, models, profiling
-from benchmarks.harness import Row, Worker
+from benchmarks.table import Row, Spread
+from benchmarks.worker import Worker
 from isoflop.data import prepare
 from isoflop.nn import _memory
 from isoflop.spec import DecoderSpec, count, spec_to_dict
@@ -124,7 +125,7 @@ def compare(
         }
         memory = {name: worker("step_memory") for name, worker in workers.items()}
         if profile:
-            wall = {name: harness.Spread.of(values).median for name, values in seconds.items()}
+            wall = {name: Spread.of(values).median for name, values in seconds.items()}
             profiles = {name: worker("profile", steps=steps) for name, worker in workers.items()}
             print(f"{kind} {size.name}\n{profiling.show(profiles, wall)}", flush=True)
     return _rows(size, kind, specs, seconds, memory, peak, notes, steps)
@@ -147,7 +148,7 @@ def _rows(
     tokens = size.batch * size.spec.context
     flops = {name: count(spec).training_flops_per_token * tokens for name, spec in specs.items()}
     flops |= {"default": flops["ours"], "kept": flops["ours"]}
-    shares = {name: flops[name] / harness.Spread.of(values).median / peak for name, values in seconds.items()}
+    shares = {name: flops[name] / Spread.of(values).median / peak for name, values in seconds.items()}
     active = count(specs["ours"]).params_active
     case = f"{kind} {size.name}: {active / 1e6:.2f}M active, {size.batch} sequences of {size.spec.context}"
     notes = [

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from benchmarks import harness, profiling
-from benchmarks.harness import Row, Spread
+from benchmarks.table import WIDTH, Row, Spread, compact, table
+from benchmarks.worker import Worker
 
 
 def test_spread_has_median_quartiles_and_range():
@@ -37,7 +38,7 @@ def test_ratio_is_taken_pair_by_pair():
 def test_verdict_is_equal_where_the_quartiles_hold_one(ours, peer, verdict):
     row = Row.of_costs("case", ours, peer)
     assert row.verdict == verdict
-    assert ("equal" in harness.table([row])) == (verdict == "equal")
+    assert ("equal" in table([row])) == (verdict == "equal")
 
 
 def test_a_row_without_a_peer_has_neither_verdict_nor_goal():
@@ -73,7 +74,7 @@ def test_sides_take_turns_and_the_warm_up_is_dropped():
     ],
 )
 def test_numbers_have_three_digits_and_one_suffix(values, shown):
-    assert harness.compact(values) == shown
+    assert compact(values) == shown
 
 
 def test_the_table_is_at_most_a_hundred_columns_wide():
@@ -85,8 +86,8 @@ def test_the_table_is_at_most_a_hundred_columns_wide():
         ),
         Row.of_costs("other", [0.0123456, 0.013], [0.123, 0.124], goal=1.25),
     ]
-    lines = harness.table(rows).splitlines()
-    assert max(map(len, lines)) <= harness.WIDTH
+    lines = table(rows).splitlines()
+    assert max(map(len, lines)) <= WIDTH
     assert note.split() == " ".join(line for line in lines if "goes on" in line or line.strip() == "enough").split()
 
 
@@ -103,20 +104,20 @@ def test_history_grows_by_one_line_a_row(tmp_path):
 
 SERVED = """
 import sys
-from benchmarks import harness
+from benchmarks.worker import serve
 def add(a, b):
     print("to stderr, not between the answers")
     return a + b
 def die():
     sys.exit("gone")
-harness.serve({"add": add, "die": die})
+serve({"add": add, "die": die})
 """
 
 
 def test_a_worker_answers_reports_errors_and_its_death(tmp_path, monkeypatch):
     (tmp_path / "served_for_test.py").write_text(SERVED)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with harness.Worker("served_for_test") as worker:
+    with Worker("served_for_test") as worker:
         assert worker("add", a=1, b=2) == 3
         with pytest.raises(RuntimeError, match="TypeError"):
             worker("add", a=1, b="2")
